@@ -1,0 +1,93 @@
+"""One place where YAML becomes validated settings.
+
+Rooms declare their settings as frozen subclasses of `Settings`; files and mappings go through `load_settings`
+and `parse_settings`, which turn every pydantic complaint into a one-line `ConfigError`.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nvcim.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Frozen settings that refuse unknown fields (a misspelt field must never be ignored)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the content of a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where is not None else ""
+        raise ConfigError(f"{path}: not valid YAML{line}") from error
+
+
+def load_settings(path: Path, kind: type[S]) -> S:
+    """Read a YAML mapping and validate it as `kind`.
+
+    Raises:
+        ConfigError: unreadable file, unknown field (named, with the allowed ones) or a value out of range.
+    """
+    content = read_yaml(path)
+    if content is None:
+        content = {}
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    return parse_settings(content, kind, source=str(path))
+
+
+def parse_settings(content: Mapping[str, Any], kind: type[S], source: str) -> S:
+    """Validate a mapping as `kind`; `source` names it in errors.
+
+    Raises:
+        ConfigError: as `load_settings`.
+    """
+    try:
+        return kind.model_validate(dict(content))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_complaint(error, kind)}") from error
+
+
+def _first_complaint(error: ValidationError, kind: type[Settings]) -> str:
+    """One line for the first of pydantic's complaints; an unknown field also lists the allowed ones."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "settings"
+    if first["type"] == "extra_forbidden":
+        allowed = _fields_at(kind, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        return f"unknown field '{field}'{hint}; allowed: {', '.join(allowed)}"
+    return f"field '{field}': {first['msg']} (given: {first['input']!r})"
+
+
+def _fields_at(kind: type[Settings], path: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the settings nested at `path` below `kind`."""
+    current: Any = kind
+    for part in path:
+        annotation = current.model_fields[part].annotation if isinstance(part, str) else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, Settings)]
+        if not nested:
+            return []
+        current = nested[0]
+    return sorted(current.model_fields)
