@@ -1,0 +1,136 @@
+"""One schema per result table: column, type, unit, and what it says.
+
+Every table also carries the columns of `TRACE`, so that a row can be traced without its run folder. `basis`
+says where the figures of a row come from: `measured` (counted or timed on something that ran, be it a
+simulated crossbar) or `modelled` (computed from a formula).
+"""
+
+import pyarrow as pa
+
+BASES = ("measured", "modelled")
+
+
+def _column(name: str, kind: pa.DataType, about: str, unit: str = "", *, empty: bool = False) -> pa.Field:
+    """A column with its description and unit as metadata; `empty` says that a row may lack it."""
+    return pa.field(name, kind, nullable=empty, metadata={"about": about, "unit": unit})
+
+
+_text, _int, _real, _truth = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+TRACE = (
+    _column("run_id", _text, "run folder that the row was written to"),
+    _column("seed", _int, "seed of the run"),
+    _column("config_hash", _text, "first 12 hexadecimal digits of the SHA-256 of the run's settings as JSON"),
+    _column("code_version", _text, "version of nvcim, with the commit where it ran from a checkout"),
+)
+_BASIS = _column("basis", _text, "measured or modelled")
+
+STAGES = pa.schema(
+    [
+        _column("stage", _text, "stage of the job, in the order it ran"),
+        _column("seconds", _real, "wall-clock time of the stage", "s"),
+        _BASIS,
+    ]
+)
+
+FLEET_ANSWERS = pa.schema(
+    [
+        _column("node_id", _text, "node that answered"),
+        _column("user_id", _text, "user of the node"),
+        _column("device", _text, "memory device of the node's crossbar"),
+        _column("method", _text, "how the prompt was chosen, for example nvcim, mips, one-for-all, untuned"),
+        _column("task", _text, "task of the sample, for example LaMP_2"),
+        _column("seq", _int, "place of the query in the user's stream"),
+        _column("input", _text, "the query"),
+        _column("reference", _text, "what the user wrote"),
+        _column("output", _text, "what the model answered"),
+        _column("slot", _int, "slot of the prompt memory that was retrieved", empty=True),
+        _column("similarity", _real, "similarity of the retrieved slot as the crossbar read it", empty=True),
+        _column("hit", _truth, "whether the slot is the one that an ideal search returns", empty=True),
+        _column("metric", _text, "name of the task's score, for example accuracy or rouge1"),
+        _column("score", _real, "the task's score of this answer"),
+        _column("prompt_tokens", _int, "tokens of the prompt, virtual ones included", "tokens"),
+        _column("completion_tokens", _int, "tokens that the model added", "tokens"),
+        _BASIS,
+    ]
+)
+
+FLEET_SCORES = pa.schema(
+    [
+        _column("node_id", _text, "node that was scored"),
+        _column("device", _text, "memory device of the node's crossbar"),
+        _column("sigma", _real, "programming variation at which the node's crossbar was written"),
+        _column("method", _text, "how the prompt was chosen"),
+        _column("task", _text, "task of the samples"),
+        _column("metric", _text, "name of the task's score"),
+        _column("queries", _int, "number of queries behind the score"),
+        _column("score", _real, "mean score over the queries"),
+        _column("hit_rate", _real, "share of queries whose retrieved slot is the ideal search's", empty=True),
+        _BASIS,
+    ]
+)
+
+SEGMENTATION_SCORES = pa.schema(
+    [
+        _column("model", _text, "weights: float, or the quantizer and its bits, for example inq-5"),
+        _column("arithmetic", _text, "ideal (digital float32) or crossbar"),
+        _column("device", _text, "memory device of the crossbars", empty=True),
+        _column("sigma", _real, "programming variation of the crossbars", empty=True),
+        _column("chip", _int, "which independently programmed chip, from 0", empty=True),
+        _column("images", _int, "number of images scored"),
+        _column("object_f1", _real, "object F1 of the GlaS contest, 0..1"),
+        _column("object_dice", _real, "object Dice of the GlaS contest, 0..1"),
+        _column("object_hausdorff", _real, "object Hausdorff distance of the GlaS contest", "px"),
+        _column("weight_bytes", _int, "memory of the weights, modelled as bits times count", "B", empty=True),
+        _BASIS,
+    ]
+)
+
+SWEEP_TRIALS = pa.schema(
+    [
+        _column("trial_id", _text, "the trial's name, made from its point in the search space"),
+        _column("device", _text, "memory device of the crossbars"),
+        _column("weight_bits", _int, "bits of a stored weight", "bit"),
+        _column("sigma", _real, "global programming variation"),
+        _column("repeat", _int, "which independent programming of the same setting, from 0"),
+        _column("metric", _text, "what the score says, for example object_dice or hit_rate"),
+        _column("better", _text, "max or min: which direction of the score is better"),
+        _column("score", _real, "the trial's score", empty=True),
+        _column("status", _text, "done, or failed"),
+        _column("error", _text, "why the trial failed", empty=True),
+        _column("seconds", _real, "wall-clock time of the trial's evaluation", "s"),
+        _BASIS,
+    ]
+)
+
+SERVING_REQUESTS = pa.schema(
+    [
+        _column("endpoint", _text, "path that was asked, for example /v1/completions"),
+        _column("case", _text, "what the request shows, for example the user or the image"),
+        _column("status", _int, "HTTP status of the answer"),
+        _column("latency_ms", _real, "time from sending the request to having its answer", "ms"),
+        _column("prompt_tokens", _int, "tokens of the prompt", "tokens", empty=True),
+        _column("completion_tokens", _int, "tokens of the answer", "tokens", empty=True),
+        _BASIS,
+    ]
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "stages": STAGES,
+    "fleet_answers": FLEET_ANSWERS,
+    "fleet_scores": FLEET_SCORES,
+    "segmentation": SEGMENTATION_SCORES,
+    "sweep": SWEEP_TRIALS,
+    "serving": SERVING_REQUESTS,
+}
+
+
+def table_schema(name: str) -> pa.Schema:
+    """Return the schema of a known table, without the columns of `TRACE`.
+
+    Raises:
+        KeyError: `name` is not in `TABLES`; the message lists those that are.
+    """
+    if name not in TABLES:
+        raise KeyError(f"table '{name}' has no schema; known: {', '.join(TABLES)}")
+    return TABLES[name]
