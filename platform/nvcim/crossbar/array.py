@@ -4,9 +4,9 @@
 
     y_t = DAC(x)_t @ W_t + sqrt(x_t^2 @ V_t) * eps,     y = sum over row tiles of ADC_t(y_t)
 
-W is the signed weight that the programmed cells of all pairs and slices amount to, V the variance of their read noise.
-Both are exact: slices and pairs are added in the analog domain before the ADC, and independent Gaussian reads add up
-to one Gaussian per output.
+W is the signed weight that the programmed cells of all pairs and slices amount to, V the variance of their
+read noise. Both are exact: slices and pairs are added in the analog domain before the ADC, and independent
+Gaussian reads add up to one Gaussian per output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from nvcim.crossbar.programming import program_weights, standard_normals
 from nvcim.crossbar.settings import CrossbarConfig
 from nvcim.errors import ConfigError
 
-# torch fills normals in blocks of 16; whole blocks per vector make draws independent of how reads are batched.
+# torch fills normals in blocks of 16; whole blocks per vector make draws independent of batching.
 _NORMAL_BLOCK = 16
 
 
@@ -61,9 +61,9 @@ class Crossbar:
             weight: [*devices, in_features, out_features], float, finite. A device whose weights are all zero
                 reads back exactly zero: its scale is zero.
             config: cell, mapping and periphery.
-            generator: one for all devices, or one per device in row-major order. Each device gets its own write
-                and read streams, drawn from it, so a device comes out the same whether it is written alone with
-                its generator or among others.
+            generator: one for all devices, or one per device in row-major order. Each device gets its own
+                write and read streams, drawn from it, so a device comes out the same whether it is written
+                alone with its generator or among others.
 
         Raises:
             ConfigError: an empty weight, fewer than two dimensions, integers, NaN or infinity, or a number of
@@ -89,7 +89,8 @@ class Crossbar:
     def stack(cls, crossbars: Sequence["Crossbar"]) -> "Crossbar":
         """Put crossbars of one config and shape side by side as a new first dimension.
 
-        The stack reads as its members would, and shares their read streams: a read of the stack is a read of each.
+        The stack reads as its members would and shares their read streams: a read of the stack is a read of
+        each member.
 
         Raises:
             ConfigError: no crossbars, or configs or shapes that differ.
@@ -99,9 +100,10 @@ class Crossbar:
         first = crossbars[0]
         for other in crossbars[1:]:
             if other.config != first.config or other.shape != first.shape:
+                configs = "equal" if other.config == first.config else "different"
                 raise ConfigError(
                     f"crossbars of a stack must share config and shape; got {tuple(first.shape)} and "
-                    f"{tuple(other.shape)}, configs {'equal' if other.config == first.config else 'different'}"
+                    f"{tuple(other.shape)}, configs {configs}"
                 )
         variances = [c._read_variance for c in crossbars if c._read_variance is not None]
         return cls(
@@ -136,8 +138,8 @@ class Crossbar:
         """Drive input vectors and read the outputs: about x @ weight.
 
         Args:
-            x: [*devices, batch, in_features]; leading dimensions broadcast, so [batch, in_features] goes to every
-                device. A vector that holds NaN or infinity spoils its own outputs only.
+            x: [*devices, batch, in_features]; leading dimensions broadcast, so [batch, in_features] goes to
+                every device. A vector that holds NaN or infinity spoils its own outputs only.
 
         Returns:
             [*devices, batch, out_features], in x's dtype (computed in float32).
@@ -176,10 +178,10 @@ class Crossbar:
         return Crossbar(self._weight.to(device), variance, self._read_streams, self.config)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything but the config as tensors (safetensors takes them); `from_state` restores it bit-exactly.
+        """Everything but the config as tensors; `from_state` restores it bit-exactly.
 
-        Keys: `weight`; with read noise also `read_variance` (both [*devices, in, out]) and `read_streams`, bytes
-        [devices, state] of the generators.
+        Keys: `weight`; with read noise also `read_variance` (both [*devices, in, out]) and `read_streams`,
+        bytes [devices, state] of the generators. Safetensors takes them.
         """
         state = {"weight": self._weight.clone()}
         if self._read_variance is not None:
@@ -196,9 +198,8 @@ class Crossbar:
         """
         expected = {"weight"} if config.read_noise == 0 else {"weight", "read_variance", "read_streams"}
         if set(state) != expected:
-            raise ConfigError(
-                f"crossbar state has {', '.join(sorted(state)) or 'nothing'}; expected {', '.join(sorted(expected))}"
-            )
+            found = ", ".join(sorted(state)) or "nothing"
+            raise ConfigError(f"crossbar state has {found}; expected {', '.join(sorted(expected))}")
         weight, variance = state["weight"], state.get("read_variance")
         _check_weight(weight)
         count = prod(weight.shape[:-2])
@@ -249,8 +250,8 @@ def _device_seeds(generator: Generator | Sequence[Generator], devices: int) -> T
 def _check_weight(weight: Tensor) -> None:
     if weight.dim() < 2 or weight.numel() == 0:
         raise ConfigError(
-            f"weight has shape {tuple(weight.shape)}; a crossbar takes [*devices, in_features, out_features], "
-            "each at least 1"
+            f"weight has shape {tuple(weight.shape)}; a crossbar takes "
+            "[*devices, in_features, out_features], each at least 1"
         )
     if not weight.is_floating_point():
         raise ConfigError(f"weight has type {weight.dtype}; a crossbar takes floating point")

@@ -1,9 +1,9 @@
 """DAC and ADC: uniform, symmetric about zero, 2**bits - 1 codes.
 
-Ranges belong to one input vector and one tile, never to a batch, so a result does not depend on what it is packed
-with. The DAC's full scale is the largest magnitude of the vector. The ADC's is set by the digital side, which knows
-the vector it drives: `adc_range * |x_tile|_2 * max over the tile's columns of |w|_2`. By Cauchy and Schwarz no noiseless
-output exceeds that at `adc_range` 1, so a good match is never clipped.
+Ranges belong to one input vector and one tile, never to a batch, so a result does not depend on what it is
+packed with. The DAC's full scale is the largest magnitude of the vector. The ADC's is set by the digital side,
+which knows the vector it drives: `adc_range * |x_tile|_2 * max over the tile's columns of |w|_2`. By Cauchy and
+Schwarz no output exceeds that at `adc_range` 1 (read noise aside), so a good match is never clipped.
 """
 
 import torch
@@ -42,7 +42,7 @@ def adc_step(weight: Tensor, cols: int, bits: int, adc_range: float) -> Tensor:
 
 
 def digitise(output: Tensor, step: Tensor, bits: int) -> Tensor:
-    """Round outputs to multiples of `step` (broadcastable), clipped to the range. Changes `output` in place."""
+    """Round outputs to multiples of `step` (broadcastable), clipped to the range; in place."""
     top = top_code(bits)
     step = step.clamp_min(_TINY)
     return output.div_(step).round_().clamp_(-top, top).mul_(step)

@@ -1,9 +1,9 @@
 """How a weight becomes levels of cells: symmetric integers, differential pairs, bit slices.
 
-A weight is `scale * q` with an integer |q| <= 2**(weight_bits-1) - 1. The pair's positive cells hold the magnitude
-of a positive q and the negative ones that of a negative q; the other side stays at level 0. The magnitude is cut
-into slices of `cell_bits`, aligned to its most significant bit: where the bits do not divide evenly, the spare bits
-lie at the bottom of the lowest slice, so that the top cells use their whole range.
+A weight is `scale * q` with an integer |q| <= 2**(weight_bits-1) - 1. The pair's positive cells hold the
+magnitude of a positive q and the negative ones that of a negative q; the other side stays at level 0. The
+magnitude is cut into slices of `cell_bits`, aligned to its most significant bit: where the bits do not divide
+evenly, the spare bits lie at the bottom of the lowest slice, so that the top cells use their whole range.
 """
 
 import torch
@@ -19,7 +19,8 @@ def quantize_symmetric(weight: Tensor, weight_bits: int, dims: tuple[int, ...]) 
         dims: dimensions that share a scale.
 
     Returns:
-        integers: int32, like `weight`; scale: like `weight` with `dims` reduced to 1 (0 where all weights are 0).
+        integers: int32, like `weight`.
+        scale: like `weight` with `dims` reduced to 1; 0 where all weights are 0.
     """
     top = 2 ** (weight_bits - 1) - 1
     scale = weight.abs().amax(dim=dims, keepdim=True) / top
@@ -33,13 +34,13 @@ def slice_count(weight_bits: int, cell_bits: int) -> int:
 
 
 def slice_levels(magnitude: Tensor, weight_bits: int, cell_bits: int, index: int) -> Tensor:
-    """Levels of slice `index` (0 is the least significant) that hold `magnitude`: integers, like `magnitude`."""
+    """Levels that slice `index` (0 is the least significant) holds for integer magnitudes, shape kept."""
     aligned = magnitude << _spare_bits(weight_bits, cell_bits)
-    return (aligned >> (index * cell_bits)) & (2**cell_bits - 1)
+    return (aligned >> (index * cell_bits)).bitwise_and(2**cell_bits - 1)
 
 
 def slice_weight(weight_bits: int, cell_bits: int, index: int) -> float:
-    """What a cell of slice `index` at full conductance adds to the integer: the weight of analog shift-and-add."""
+    """What a cell of slice `index` at full conductance adds to the integer, by analog shift-and-add."""
     top_level = 2**cell_bits - 1
     return float(top_level * 2 ** (index * cell_bits)) / float(2 ** _spare_bits(weight_bits, cell_bits))
 

@@ -2,8 +2,8 @@
 
     g = level_conductance[l] + u * level_sigma[l] / 0.01 * sigma * eps,   eps ~ N(0, 1)
 
-with u = 1 (sigma in units of the full range) or one level step. The draw is not clipped: 0 is the cell's g_min, not
-zero siemens, and the published level tables are plain Gaussians.
+with u = 1 (sigma in units of the full range) or one level step. The draw is not clipped: 0 is the cell's g_min,
+not zero siemens, and the published level tables are plain Gaussians.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from nvcim.devices import CellDevice
 class Programmed(NamedTuple):
     """What the cells of an array amount to at its outputs, per device: both [devices, in, out].
 
-    `weight` is the signed sum over a pair's slices; `read_variance` is the variance that one read of an input of 1
-    adds through read noise, None without read noise.
+    `weight` is the signed sum over a pair's slices; `read_variance` is what one read of an input of 1 adds as
+    variance, None without read noise.
     """
 
     weight: Tensor
@@ -61,7 +61,7 @@ def program_cells(
 def program_weights(weight: Tensor, config: CrossbarConfig, streams: Sequence[Generator]) -> Programmed:
     """Quantise, slice and write weights [devices, in, out] (finite float32) as differential pairs.
 
-    Collapsing slices and pairs into one signed weight is exact, because the periphery adds them before the ADC.
+    Slices and pairs collapse into one signed weight exactly, because the periphery adds them before the ADC.
     """
     cell = config.cell()
     dims = (1, 2) if config.scale_per == "device" else (1,)

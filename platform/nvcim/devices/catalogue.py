@@ -14,8 +14,8 @@ BUILT_IN = Path(__file__).with_name("catalogue.yaml")
 def load_catalogue(path: Path | None = None) -> dict[str, CellDevice]:
     """Return the built-in devices by name, and those of the user's file `path` after them.
 
-    A file may only add: an entry that redefines a built-in device is refused, so that a device's name means the
-    same numbers in every run.
+    A file may only add: an entry that redefines a built-in device is refused, so that a device's name means
+    the same numbers in every run.
 
     Raises:
         ConfigError: unreadable file, unknown field (with the allowed ones), value out of range.

@@ -3,6 +3,7 @@
 Conductances are normalised: 0 is the cell's lowest conductance `g_min`, 1 its highest, `g_max`.
 """
 
+from itertools import pairwise
 from typing import Any
 
 from pydantic import Field, FiniteFloat, PositiveFloat, model_validator
@@ -63,7 +64,7 @@ class CellDevice(Settings):
         conductance = self.level_conductance
         if min(conductance) < 0 or max(conductance) > 1:
             raise ValueError("level_conductance is normalised and must lie within 0..1")
-        if any(high <= low for low, high in zip(conductance, conductance[1:], strict=False)):
+        if any(high <= low for low, high in pairwise(conductance)):
             raise ValueError("level_conductance must rise from level to level")
         if self.g_min is not None and self.g_max is not None and self.g_min >= self.g_max:
             raise ValueError("g_min must be below g_max")
