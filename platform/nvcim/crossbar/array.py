@@ -133,6 +133,11 @@ class Crossbar:
         """Length of an output vector."""
         return self._weight.shape[-1]
 
+    @property
+    def location(self) -> torch.device:
+        """Where the tensors live."""
+        return self._weight.device
+
     @torch.no_grad()
     def matmul(self, x: Tensor) -> Tensor:
         """Drive input vectors and read the outputs: about x @ weight.

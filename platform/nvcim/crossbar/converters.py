@@ -1,9 +1,9 @@
 """DAC and ADC: uniform, symmetric about zero, 2**bits - 1 codes.
 
 Ranges belong to one input vector and one tile, never to a batch, so a result does not depend on what it is
-packed with. The DAC's full scale is the largest magnitude of the vector. The ADC's is set by the digital side,
-which knows the vector it drives: `adc_range * |x_tile|_2 * max over the tile's columns of |w|_2`. By Cauchy and
-Schwarz no output exceeds that at `adc_range` 1 (read noise aside), so a good match is never clipped.
+packed with. The DAC's full scale is the largest magnitude of the vector. The ADC's is set by the digital
+side, which knows the vector it drives: `adc_range * |x_tile|_2 * max over the tile's columns of |w|_2`. By
+Cauchy and Schwarz no output exceeds that at `adc_range` 1 (read noise aside), so a good match never clips.
 """
 
 import torch

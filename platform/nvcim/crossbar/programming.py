@@ -2,8 +2,8 @@
 
     g = level_conductance[l] + u * level_sigma[l] / 0.01 * sigma * eps,   eps ~ N(0, 1)
 
-with u = 1 (sigma in units of the full range) or one level step. The draw is not clipped: 0 is the cell's g_min,
-not zero siemens, and the published level tables are plain Gaussians.
+with u = 1 (sigma in units of the full range) or one level step. The draw is not clipped: 0 is the cell's
+g_min, not zero siemens, and the published level tables are plain Gaussians.
 """
 
 from collections.abc import Sequence

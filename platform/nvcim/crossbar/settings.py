@@ -13,8 +13,8 @@ class CrossbarConfig(Settings):
     """What a crossbar is made of. `None` bits mean an ideal converter.
 
     `sigma` is the global programming variation (NVCiM-PT's default is 0.1); a write to level l has the
-    standard deviation `level_sigma[l] / 0.01 * sigma`, times the cell's whole conductance range (`full_range`,
-    as in the code of NeFT) or times one level step (`level_step`, as in SWIM's). For 8-bit weights on 2-bit
+    standard deviation `level_sigma[l] / 0.01 * sigma`, times the cell's conductance range (`full_range`, as
+    in the code of NeFT) or times one level step (`level_step`, as in SWIM's). For 8-bit weights on 2-bit
     cells each side of a pair then adds an error of 0.78 or 0.26 sigma times the largest weight; neither paper
     settles which is meant.
     """
