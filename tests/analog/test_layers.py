@@ -1,0 +1,145 @@
+"""Analog layers against torch's, and what the crossbar adds."""
+
+import io
+
+import pytest
+import torch
+from nvcim.analog import AnalogConv2d, AnalogLinear
+from nvcim.crossbar import CrossbarConfig
+from nvcim.errors import ConfigError
+from torch import nn
+from torch.nn.utils import parametrize
+
+FINE = CrossbarConfig.ideal(16)  # weights to 16 bits: the rest is float32
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator(seed))
+
+
+def randomised(layer: nn.Module, seed: int = 7) -> nn.Module:
+    stream = generator(seed)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=stream))
+    return layer
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(13,), (5, 13), (2, 3, 13), (0, 13)])
+def test_an_ideal_linear_layer_equals_torchs(bias: bool, shape: tuple[int, ...]) -> None:
+    linear = randomised(nn.Linear(13, 7, bias=bias))
+    x = normal(*shape)
+    y = AnalogLinear.from_linear(linear, FINE, generator())(x)
+    assert y.shape == linear(x).shape
+    assert torch.allclose(y, linear(x), atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"kernel_size": 3},
+        {"kernel_size": 3, "padding": 1, "bias": False},
+        {"kernel_size": (3, 2), "stride": (2, 1), "padding": (0, 2)},
+        {"kernel_size": 3, "dilation": (1, 2), "padding": 2},
+        {"kernel_size": 3, "groups": 2, "padding": 1},
+        {"kernel_size": 3, "groups": 6, "stride": 2},
+        {"kernel_size": (3, 4), "padding": "same", "padding_mode": "reflect"},
+        {"kernel_size": (3, 5), "padding": "same", "dilation": 2},
+        {"kernel_size": 3, "padding": "valid"},
+        {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+        {"kernel_size": 3, "padding": 2, "padding_mode": "circular"},
+        {"kernel_size": 1},
+    ],
+    ids=str,
+)
+def test_an_ideal_convolution_equals_torchs(kwargs: dict) -> None:
+    conv = randomised(nn.Conv2d(6, 12, **kwargs))
+    x = normal(2, 6, 17, 11)
+    y = AnalogConv2d.from_conv(conv, FINE, generator())(x)
+    assert y.shape == conv(x).shape
+    assert torch.allclose(y, conv(x), atol=2e-2)
+
+
+def test_a_convolution_in_bands_equals_one_in_one_piece() -> None:
+    conv = randomised(nn.Conv2d(8, 4, 3, padding=1, stride=2))
+    x = normal(1, 8, 150, 150)  # 75 * 75 * 72 patch elements: several bands
+    y = AnalogConv2d.from_conv(conv, FINE, generator())(x)
+    assert torch.allclose(y, conv(x), atol=2e-2)
+
+
+def test_an_image_without_batch_dimension_is_taken_as_torch_takes_it() -> None:
+    conv = randomised(nn.Conv2d(3, 4, 3))
+    assert torch.allclose(
+        AnalogConv2d.from_conv(conv, FINE, generator())(normal(3, 9, 9)), conv(normal(3, 9, 9)), atol=1e-2
+    )
+
+
+@pytest.mark.parametrize("read_noise", [0.0, 0.02])
+def test_an_image_gives_the_same_in_any_batch(read_noise: float) -> None:
+    conv = randomised(nn.Conv2d(3, 4, 3))
+    config = CrossbarConfig(read_noise=read_noise)
+    x = normal(3, 3, 12, 12)
+    x[1] *= 100
+    whole = AnalogConv2d.from_conv(conv, config, generator())(x)
+    layer = AnalogConv2d.from_conv(conv, config, generator())
+    assert torch.allclose(whole, torch.cat([layer(x[:1]), layer(x[1:])]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 9, 9), (1, 3, 2, 9), (3, 3)])
+def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    layer = AnalogConv2d.from_conv(nn.Conv2d(3, 4, 3), FINE, generator())
+    with pytest.raises(ConfigError, match="input has shape"):
+        layer(torch.zeros(shape))
+
+
+def test_default_hardware_disturbs_but_does_not_destroy() -> None:
+    conv = nn.Conv2d(8, 8, 3)
+    conv.requires_grad_(False).weight.copy_(normal(8, 8, 3, 3))
+    x = normal(1, 8, 20, 20)
+    y = AnalogConv2d.from_conv(conv, CrossbarConfig(sigma=0.02), generator())(x)
+    error = float((y - conv(x)).norm() / conv(x).norm())
+    assert 0.005 < error < 0.5
+
+
+def test_parametrized_weights_are_programmed_as_the_layer_uses_them() -> None:
+    class Halved(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight / 2
+
+    linear = randomised(nn.Linear(5, 4))
+    plain = AnalogLinear.from_linear(linear, FINE, generator()).crossbar.read_weight()
+    parametrize.register_parametrization(linear, "weight", Halved())
+    halved = AnalogLinear.from_linear(linear, FINE, generator()).crossbar.read_weight()
+    assert torch.allclose(halved, plain / 2)
+
+
+def test_state_dict_carries_the_device_through_a_file() -> None:
+    config = CrossbarConfig(read_noise=0.05)
+    saved = AnalogLinear.from_linear(randomised(nn.Linear(5, 4)), config, generator(1))
+    other = AnalogLinear.from_linear(randomised(nn.Linear(5, 4), seed=9), CrossbarConfig(), generator(2))
+    file = io.BytesIO()
+    torch.save(saved.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert other.crossbar.config == config
+    assert torch.equal(other(normal(3, 5)), saved(normal(3, 5)))
+
+
+def test_state_of_another_shape_is_refused() -> None:
+    small = AnalogLinear.from_linear(nn.Linear(5, 4, bias=False), CrossbarConfig(), generator())
+    large = AnalogLinear.from_linear(nn.Linear(6, 4, bias=False), CrossbarConfig(), generator())
+    with pytest.raises(ConfigError, match="saved crossbar has shape"):
+        small.load_state_dict(large.state_dict())
+
+
+def test_moving_and_printing_a_layer_keeps_its_device() -> None:
+    layer = AnalogLinear.from_linear(randomised(nn.Linear(5, 4)), CrossbarConfig(), generator())
+    before = layer.crossbar.read_weight()
+    layer.to("cpu").double()
+    assert torch.equal(layer.crossbar.read_weight(), before)
+    assert "FeFET2" in repr(layer)
