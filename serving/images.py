@@ -1,0 +1,87 @@
+"""Images in and masks out of a request: `nvcim.data.images` behind the limits of a server."""
+
+import io
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from nvcim.data.images import decode_image, encode_instances
+from nvcim.errors import DataError
+from serving.backends import Refusal, RequestError
+from serving.schemas import Instance
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+MAX_BYTES = 32 * 2**20
+MAX_PIXELS = 10**7  # the FCN sees the image whole: about 1 GB for 10 megapixels
+
+logger = logging.getLogger(__name__)
+
+
+def read_upload(content: bytes, scale: float = 1.0) -> NDArray[np.uint8]:
+    """Return an uploaded image as RGB [height, width, 3], at its own size.
+
+    Raises:
+        RequestError: 400 for an empty, truncated or foreign file, 413 for one with too many pixels, as sent
+            or as resized by `scale` for the model.
+    """
+    if not content:
+        raise _bad_image("the body is empty; send the bytes of an image")
+    try:
+        # The size stands in the header: a small file that would unpack to gigabytes is refused unread.
+        with Image.open(io.BytesIO(content), formats=FORMATS) as header:
+            width, height = header.size
+        if width * height * max(1.0, scale**2) > MAX_PIXELS:
+            at_scale = f" at scale {scale:g}" if scale > 1 else ""
+            message = f"the image has {width} x {height} pixels{at_scale}; allowed: {MAX_PIXELS} in all"
+            raise RequestError(Refusal(413, message, code="image_too_large"))
+        return decode_image(content, "body")
+    except RequestError:
+        raise
+    except DataError as error:
+        raise _bad_image(str(error)) from error
+    except Image.DecompressionBombError as error:
+        message = f"the image has too many pixels; allowed: {MAX_PIXELS} in all"
+        raise RequestError(Refusal(413, message, code="image_too_large")) from error
+    except (
+        Exception
+    ) as error:  # Pillow raises nearly anything on broken headers; all of it is the file's fault
+        logger.info("refused an upload of %d bytes: %r", len(content), error)
+        raise _bad_image(f"not a readable image; allowed: {', '.join(FORMATS)}") from error
+
+
+def encode_mask(mask: NDArray[np.int32]) -> bytes:
+    """Return an instance map [height, width] as a 16-bit grey PNG.
+
+    Raises:
+        RequestError: 422 for more objects than 16 bits can tell apart.
+    """
+    try:
+        return encode_instances(mask, "mask")
+    except DataError as error:
+        message = "more objects than a 16-bit mask can hold; send a part of the image"
+        raise RequestError(Refusal(422, message, code="too_many_objects")) from error
+
+
+def list_instances(mask: NDArray[np.int32]) -> list[Instance]:
+    """Return area and bounding box of every object in an instance map [height, width], by label."""
+    areas = np.bincount(mask.ravel())
+    rows, columns = np.nonzero(mask)
+    labels = mask[rows, columns]
+    boxes = np.full((areas.size, 4), max(mask.shape), dtype=np.int64)
+    boxes[:, 2:] = 0
+    np.minimum.at(boxes, (labels, 0), columns)
+    np.minimum.at(boxes, (labels, 1), rows)
+    np.maximum.at(boxes, (labels, 2), columns + 1)
+    np.maximum.at(boxes, (labels, 3), rows + 1)
+    return [
+        Instance(label=label, area_px=int(areas[label]), box_px=tuple(boxes[label].tolist()))
+        for label in map(int, np.flatnonzero(areas))
+        if label > 0
+    ]
+
+
+def _bad_image(message: str) -> RequestError:
+    """Return a 400 that says what is wrong with the file."""
+    return RequestError(Refusal(400, message, code="invalid_image"))
