@@ -105,6 +105,14 @@ def test_one_seed_gives_one_chip(model: SmallCNN, images: torch.Tensor) -> None:
     assert not torch.equal(chips[0], chips[2])
 
 
+def test_equal_layers_are_different_crossbars() -> None:
+    linear = nn.Linear(4, 4)
+    twin = nn.Linear(4, 4)
+    twin.load_state_dict(linear.state_dict())
+    converted = analogize(nn.Sequential(linear, twin), CrossbarConfig(), generator())
+    assert not torch.equal(converted[0].crossbar.read_weight(), converted[1].crossbar.read_weight())
+
+
 def test_a_layer_used_twice_is_one_crossbar() -> None:
     shared = nn.Linear(4, 4)
     converted = analogize(nn.Sequential(shared, nn.ReLU(), shared), CrossbarConfig(), generator())
