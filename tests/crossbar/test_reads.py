@@ -98,7 +98,7 @@ def test_adc_rounds_each_tile_to_its_step() -> None:
     assert torch.allclose(crossbar.matmul(x), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(8, 4), (7, 128), (128, 5), (3, 1)])
+@pytest.mark.parametrize(("rows", "cols"), [(8, 4), (7, 128), (128, 5), (3, 1), (9, 10)])
 def test_converters_do_what_a_loop_over_tiles_does(rows: int, cols: int) -> None:
     weight, x = normal(30, 18), normal(6, 30, seed=1)
     config = CrossbarConfig(rows=rows, cols=cols, dac_bits=6, adc_bits=5, adc_range=0.8)
@@ -242,9 +242,12 @@ def test_state_of_another_config_is_refused() -> None:
 
 @pytest.mark.parametrize("read_noise", [0.0, 0.05])
 def test_a_stack_reads_as_its_members(read_noise: float) -> None:
-    config = CrossbarConfig(rows=8, read_noise=read_noise)
-    members = [Crossbar.program(normal(20, 6, seed=i), config, generator(i)) for i in range(3)]
-    again = [Crossbar.program(normal(20, 6, seed=i), config, generator(i)) for i in range(3)]
+    kinds = [("FeFET2", 0.1), ("RRAM1", 0.1), ("FeFET6", 0.02)]
+    configs = [CrossbarConfig(device=d, sigma=s, rows=8, read_noise=read_noise) for d, s in kinds]
+    members, again = (
+        [Crossbar.program(normal(20, 6, seed=i), config, generator(i)) for i, config in enumerate(configs)]
+        for _ in range(2)
+    )
     x = normal(3, 4, 20, seed=8)
     y = Crossbar.stack(members).matmul(x)
     assert y.shape == (3, 4, 6)
@@ -256,9 +259,10 @@ def test_a_stack_of_unlike_crossbars_is_refused() -> None:
     one = Crossbar.program(normal(5, 3), CrossbarConfig(), generator())
     for other in (
         Crossbar.program(normal(5, 4), CrossbarConfig(), generator()),
-        Crossbar.program(normal(5, 3), CrossbarConfig(sigma=0.2), generator()),
+        Crossbar.program(normal(5, 3), CrossbarConfig(rows=4), generator()),
+        Crossbar.program(normal(5, 3), CrossbarConfig(read_noise=0.1), generator()),
     ):
-        with pytest.raises(ConfigError, match="must share config and shape"):
+        with pytest.raises(ConfigError, match="must share shape and periphery"):
             Crossbar.stack([one, other])
     with pytest.raises(ConfigError, match="at least one"):
         Crossbar.stack([])

@@ -87,23 +87,26 @@ class Crossbar:
 
     @classmethod
     def stack(cls, crossbars: Sequence["Crossbar"]) -> "Crossbar":
-        """Put crossbars of one config and shape side by side as a new first dimension.
+        """Put crossbars of one shape and periphery side by side as a new first dimension.
+
+        Members may differ in what only programming uses: cell, sigma and its unit, weight bits, scale. The
+        stack carries the first member's config.
 
         The stack reads as its members would and shares their read streams: a read of the stack is a read of
         each member.
 
         Raises:
-            ConfigError: no crossbars, or configs or shapes that differ.
+            ConfigError: no crossbars, or shapes or peripheries that differ.
         """
         if not crossbars:
             raise ConfigError("a stack needs at least one crossbar")
         first = crossbars[0]
         for other in crossbars[1:]:
-            if other.config != first.config or other.shape != first.shape:
-                configs = "equal" if other.config == first.config else "different"
+            if other.shape != first.shape or other.config.periphery() != first.config.periphery():
                 raise ConfigError(
-                    f"crossbars of a stack must share config and shape; got {tuple(first.shape)} and "
-                    f"{tuple(other.shape)}, configs {configs}"
+                    "crossbars of a stack must share shape and periphery; got "
+                    f"{tuple(first.shape)}, {first.config.periphery()} and "
+                    f"{tuple(other.shape)}, {other.config.periphery()}"
                 )
         variances = [c._read_variance for c in crossbars if c._read_variance is not None]
         return cls(

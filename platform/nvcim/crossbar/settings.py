@@ -46,6 +46,11 @@ class CrossbarConfig(Settings):
         """No variation, no leakage, ideal converters: only the quantisation of the weights is left."""
         return cls(device="RRAM4", sigma=0.0, weight_bits=weight_bits, dac_bits=None, adc_bits=None)
 
+    def periphery(self) -> dict[str, object]:
+        """What a read depends on besides the cells; crossbars that share it can be read in one call."""
+        fields = ("rows", "cols", "dac_bits", "adc_bits", "adc_range")
+        return {field: getattr(self, field) for field in fields} | {"noisy": self.read_noise > 0}
+
     def cell(self) -> CellDevice:
         """The device that `device` names.
 
