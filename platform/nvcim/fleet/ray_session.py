@@ -8,6 +8,7 @@ import contextlib
 import os
 import secrets
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from nvcim.errors import RunError
 _OBJECT_STORE_BYTES = 512 * 2**20  # small messages only: tensors of nodes stay inside their hosts
 _LOOPBACK = "127.0.0.1"
 _REACH_SECONDS = 10.0
+_END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
         try:
             yield _describe(ray, local=target == "local")
         finally:
-            ray.shutdown()
+            _shut_down(ray)
 
 
 def worker_environment() -> dict[str, str]:
@@ -91,8 +93,21 @@ def _start(ray: Any, target: str, num_cpus: int | None) -> None:
         )
         raise RunError(f"{doing}: {reason}") from error
     if target == "local" and ray.util.get_node_ip_address() != _LOOPBACK:
-        ray.shutdown()
+        _shut_down(ray)
         raise RunError("a local Ray would listen beyond loopback; start Python without importing ray first")
+
+
+def _shut_down(ray: Any) -> None:
+    """Disconnect, and wait for the processes that were started here: Ray kills them but leaves zombies."""
+    node = ray._private.worker._global_node
+    started = [info.process for infos in node.all_processes.values() for info in infos] if node else []
+    ray.shutdown()
+    for process in started:
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _check_reachable(target: str) -> None:
@@ -135,8 +150,10 @@ def _local_environment() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     from ray._private import ray_constants
+    from ray._raylet import Config  # type: ignore[attr-defined]  # a compiled module without stubs
 
-    # Where somebody imported Ray before us it has read the switch already, so its copy is set too.
+    # Where somebody imported Ray before us it has read the environment already, so its copies are set too.
+    Config.initialize("")
     loopback_before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -148,6 +165,7 @@ def _local_environment() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        Config.initialize("")
 
 
 def _has_token() -> bool:
