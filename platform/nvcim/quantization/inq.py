@@ -1,0 +1,167 @@
+"""Incremental network quantization (INQ, 1702.03044): weights become zero or signed powers of two, in steps.
+
+Each step freezes the largest of the weights still free, rounded to a level; the others keep training and make
+up for the error. With s = max|W|, n1 = floor(log2(4s/3)) and n2 = n1 + 1 - 2^(bits-1)/2, the levels are
+{0, +-2^n2, ..., +-2^n1}: one bit stands for zero, the others index the signed powers.
+Two details differ from the public codes on purpose: the mask is monotone (a frozen weight never thaws,
+though both codes recompute the mask from scratch), and a weight that outgrew 1.5 * 2^n1 after n1 was fixed
+becomes the top level, where the paper's rule as written would make it zero.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import field_validator
+from torch import Tensor, nn
+
+from nvcim.errors import ModelError
+from nvcim.quantization.base import Quantizer, QuantizerSettings, Stage, parametrization_of
+
+
+class INQSettings(QuantizerSettings):
+    """INQ's settings; `schedule` holds the fractions frozen after each step and ends with 1.
+
+    The default schedule is the one of the PyTorch port's example (Mxbonn/INQ-pytorch).
+    """
+
+    kind: Literal["inq"] = "inq"
+    schedule: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0)
+
+    @field_validator("schedule")
+    @classmethod
+    def _rises_to_one(cls, schedule: tuple[float, ...]) -> tuple[float, ...]:
+        rising = all(a < b for a, b in zip((0.0, *schedule), schedule, strict=False))
+        if not schedule or not rising or schedule[-1] != 1.0:
+            raise ValueError("must rise from above 0 and end with 1")
+        return schedule
+
+
+def exponent_range(largest: float, bits: int) -> tuple[int, int]:
+    """Return (n2, n1), the smallest and largest exponent, for a layer whose largest |weight| is `largest`.
+
+    A layer of zeros gets n1 = 0: any range holds it.
+    """
+    if largest <= 0:
+        top = 0
+    else:
+        _, exponent = math.frexp(4.0 * largest / 3.0)  # 4s/3 = m 2^e with 0.5 <= m < 1
+        top = exponent - 1
+    return top + 1 - 2 ** (bits - 1) // 2, top
+
+
+def power_levels(bottom: int, top: int) -> Tensor:
+    """Return {0, +-2^bottom, ..., +-2^top} ascending, float32 [2 * (top - bottom + 1) + 1]."""
+    powers = [2.0**exponent for exponent in range(bottom, top + 1)]
+    return torch.tensor([-p for p in reversed(powers)] + [0.0] + powers)
+
+
+def round_to_powers(weight: Tensor, bottom: int, top: int) -> Tensor:
+    """Round to {0, +-2^bottom..+-2^top}: a magnitude goes to 2^e where 0.75 * 2^e <= |w| < 1.5 * 2^e.
+
+    Below half the smallest power it becomes zero; between that and the smallest power, the smallest power.
+    weight: any shape, float32; returns the same shape.
+    """
+    magnitude = weight.detach().abs().double()
+    _, exponent = torch.frexp(4.0 * magnitude / 3.0)
+    index = (exponent - 1).clamp(bottom, top) - bottom
+    powers = torch.tensor([2.0**e for e in range(bottom, top + 1)], device=weight.device)
+    rounded = torch.sign(weight.detach()) * powers[index.long()]
+    return torch.where(magnitude < 2.0 ** (bottom - 1), torch.zeros_like(rounded), rounded)
+
+
+class INQWeight(nn.Module):
+    """Parametrization of one weight: frozen entries read their level, the others the trained value.
+
+    Frozen entries get no gradient, and what momentum or weight decay do to their stored value cannot be read.
+    """
+
+    frozen: Tensor
+    value: Tensor
+    exponents: Tensor
+
+    def __init__(self, weight: Tensor, bits: int) -> None:
+        super().__init__()
+        self.register_buffer("frozen", torch.zeros_like(weight, dtype=torch.bool))
+        self.register_buffer("value", torch.zeros_like(weight))
+        bottom, top = exponent_range(float(weight.abs().max()), bits)
+        self.register_buffer("exponents", torch.tensor([bottom, top]))
+
+    def forward(self, original: Tensor) -> Tensor:
+        """Return the weight as the hardware holds it, same shape."""
+        return torch.where(self.frozen, self.value, original)
+
+    def freeze(self, original: Tensor, fraction: float) -> None:
+        """Freeze the largest free entries until `fraction` (0..1) of the weight is frozen.
+
+        Raises:
+            ModelError: a weight to freeze is not finite (training diverged).
+        """
+        if not bool(torch.isfinite(original).all()):
+            raise ModelError("INQ: training diverged, weights are not finite; lower the learning rate")
+        wanted = round(fraction * original.numel()) - int(self.frozen.sum())
+        if wanted <= 0:
+            return
+        magnitude = original.detach().abs().masked_fill(self.frozen, -1.0).flatten()
+        chosen = torch.zeros_like(self.frozen).flatten()
+        chosen[magnitude.topk(wanted).indices] = True
+        chosen = chosen.view_as(self.frozen)
+        bottom, top = (int(e) for e in self.exponents)
+        self.value = torch.where(chosen, round_to_powers(original, bottom, top), self.value)
+        self.frozen = self.frozen | chosen
+
+
+class INQ(Quantizer):
+    """INQ over all weighted layers of a model; 2 to 8 bits.
+
+    Example:
+        >>> layer = nn.Linear(4, 3)
+        >>> quantizer = INQ(INQSettings(bits=3))
+        >>> quantizer.attach(layer)
+        >>> quantizer.advance(layer, 1.0)
+        >>> bool(torch.isin(layer.weight, quantizer.levels(layer)).all())
+        True
+    """
+
+    settings: INQSettings
+
+    def __init__(self, settings: INQSettings | None = None) -> None:
+        self.settings = settings or INQSettings()
+
+    @property
+    def kind(self) -> str:
+        """`inq`."""
+        return "inq"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The schedule; nothing is left to train after its last step."""
+        return tuple(Stage(fraction, trains=fraction < 1.0) for fraction in self.settings.schedule)
+
+    def _parametrization(self, weight: Tensor) -> nn.Module:
+        return INQWeight(weight, self.settings.bits)
+
+    def levels(self, layer: nn.Module) -> Tensor:
+        """Return the layer's level set, ascending, [2^(bits-1) + 1]."""
+        bottom, top = (int(e) for e in self._weight_of(layer).exponents)
+        return power_levels(bottom, top)
+
+    def advance(self, model: nn.Module, fraction: float) -> None:
+        """Freeze the largest free weights of every layer until `fraction` of it is frozen."""
+        for _, layer in self.quantized_layers(model):
+            original = layer.parametrizations["weight"].original  # type: ignore[index,union-attr]
+            self._weight_of(layer).freeze(original, fraction)
+
+    def frozen_fraction(self, model: nn.Module) -> float:
+        """Return the part of all quantized weights that is frozen, 0..1."""
+        masks = [self._weight_of(layer).frozen for _, layer in self.quantized_layers(model)]
+        return sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+
+    def _side_bits(self, layer: nn.Module) -> int:
+        return 8  # the top exponent; the bottom one follows from the bits
+
+    def _weight_of(self, layer: nn.Module) -> INQWeight:
+        found = parametrization_of(layer)
+        if not isinstance(found, INQWeight):
+            raise ModelError("INQ is not attached to this layer")
+        return found
