@@ -85,13 +85,13 @@ def test_missing_partners_are_named(tmp_path: Path) -> None:
         read_image_set(tmp_path)
 
 
-@pytest.mark.parametrize("keep", [0, 10, 60, 0.5])
+@pytest.mark.parametrize("keep", [0, 10, 60, 0.5, -13])
 def test_truncated_files_are_named(keep: float, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     path = tmp_path / "cut.png"
     write_image(random.integers(0, 256, (40, 40, 3), dtype=np.uint8), path)
     data = path.read_bytes()
-    path.write_bytes(data[: int(keep if keep >= 1 or keep == 0 else keep * len(data))])
+    path.write_bytes(data[: int(keep * len(data)) if 0 < keep < 1 else int(keep)])  # below 0: from the end
     for read in (read_image, read_instances):
         with pytest.raises(DataError, match=r"cut\.png: cannot be read"):
             read(path)

@@ -69,6 +69,10 @@ def _open(data: bytes, name: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
+            if image.format == "PNG":
+                # Decoding alone misses a file cut after its last pixel; verifying walks to the end.
+                image.verify()
+                image = Image.open(io.BytesIO(data))
             image.load()
     except _BROKEN as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)

@@ -39,6 +39,9 @@ class FCNSettings(Settings):
     depth: int = Field(default=4, ge=1, le=6, description="stages after the stem, each halves the size")
     descriptor_dim: int = Field(default=64, ge=4, le=4096)
     fused_width: int = Field(default=32, ge=4, le=1024, description="channels where all scales meet")
+    contour_width: int = Field(
+        default=3, ge=1, le=50, description="pixels of an object's edge that are contour"
+    )
 
 
 class _Bottleneck(nn.Module):

@@ -14,9 +14,6 @@ from nvcim.config import Settings
 from nvcim.errors import DataError
 from nvcim.segmentation.fcn import ResidualFCN, normalise_colours
 
-# The contour class is this wide on the inner side of an object's edge, in pixels of the training images.
-CONTOUR_WIDTH = 2
-
 
 class PredictionSettings(Settings):
     """How an image is turned into instances.
@@ -95,7 +92,7 @@ def predict(
     settings = settings or PredictionSettings()
     probabilities = predict_probabilities(model, pixels, settings.scale)
     smallest = settings.smallest_object or model.smallest_object
-    growth = (CONTOUR_WIDTH + 1.5) / settings.scale
+    growth = (model.settings.contour_width + 1.5) / settings.scale
     return split_instances(probabilities, smallest / settings.scale**2, growth)
 
 
@@ -113,14 +110,20 @@ def _inner_edge(instances: NDArray[np.int32], width: int) -> NDArray[np.bool_]:
     return np.asarray(edge & (instances > 0))
 
 
-def contour_classes(instances: NDArray[np.int32], width: int = CONTOUR_WIDTH) -> NDArray[np.int64]:
+def contour_classes(instances: NDArray[np.int32], width: int) -> NDArray[np.int64]:
     """Return the class of each pixel, int64 [H, W]: 0 background, 1 object, 2 contour.
 
-    The contour is the part of an object within `width` pixels of another object or of background; the image
-    border is no contour, since the object goes on behind it.
+    The contour is the part of an object within `width` pixels of another object or of background, but never
+    deeper than half the object's own depth, so that small objects keep a core. The image border is no
+    contour, since the object goes on behind it.
     """
     classes = (instances > 0).astype(np.int64)
-    classes[_inner_edge(instances, width)] = 2
+    edge = _inner_edge(instances, 1)
+    if edge.any():
+        depth = ndimage.distance_transform_edt(~edge) + 1.0
+        deepest = np.zeros(int(instances.max()) + 1)
+        np.maximum.at(deepest, instances, depth)
+        classes[(instances > 0) & (depth <= np.minimum(width, deepest[instances] / 2))] = 2
     return classes
 
 

@@ -1,5 +1,6 @@
 """Training of the FCN in floating point or under a quantizer's schedule, on any labelled image set."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,12 +24,12 @@ from nvcim.segmentation.instances import contour_classes
 class TrainingSettings(Settings):
     """How the FCN is trained; `steps` counts optimiser steps over all stages of a quantizer's schedule."""
 
-    steps: int = Field(default=240, ge=1)
-    batch: int = Field(default=6, ge=1)
-    crop: int = Field(default=128, ge=16, description="side of the square crops, pixels")
-    learning_rate: float = Field(default=4e-3, gt=0.0)
+    steps: int = Field(default=320, ge=1)
+    batch: int = Field(default=8, ge=1)
+    crop: int = Field(default=96, ge=16, description="side of the square crops, pixels")
+    learning_rate: float = Field(default=8e-3, gt=0.0)
     weight_decay: float = Field(default=1e-4, ge=0.0)
-    contour_weight: float = Field(default=2.0, gt=0.0, description="loss weight of the contour class")
+    contour_weight: float = Field(default=3.0, gt=0.0, description="loss weight of the contour class")
     zoom: float = Field(default=1.25, ge=1.0, le=4.0, description="crops are resized by 1/zoom..zoom")
     colour_jitter: float = Field(default=0.15, ge=0.0, le=1.0, description="random mixing of colour channels")
     device: str = "auto"
@@ -80,7 +81,7 @@ def train(
     if quantizer is not None:
         model.quantize(quantizer)
     started = time.perf_counter()
-    prepared = [_prepare(image) for image in images]
+    prepared = [_prepare(image, model.settings.contour_width) for image in images]
     generator = named_generator(seed, "segmentation", "crops")
     losses: list[float] = []
     stages = quantizer.stages if quantizer else ()
@@ -117,9 +118,9 @@ def _smallest_object(images: Sequence[LabelledImage]) -> int:
     return max(int(np.percentile(areas, 5) / 2), 1)
 
 
-def _prepare(image: LabelledImage) -> _Prepared:
+def _prepare(image: LabelledImage, contour_width: int) -> _Prepared:
     pixels = torch.from_numpy(image.pixels.copy()).permute(2, 0, 1)[None]
-    classes = torch.from_numpy(contour_classes(image.instances))[None, None]
+    classes = torch.from_numpy(contour_classes(image.instances, contour_width))[None, None]
     return _Prepared(normalise_colours(pixels), classes)
 
 
@@ -132,14 +133,12 @@ def _train_stage(
     losses: list[float],
     on_step: Callable[[int, int, float], None] | None,
 ) -> None:
-    """Run one stage with AdamW and a one-cycle learning rate; appends to `losses`."""
+    """Run one stage with AdamW; appends to `losses`."""
     device = next(model.parameters()).device
     optimiser = torch.optim.AdamW(
         model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=settings.learning_rate, total_steps=steps + 1, pct_start=0.2
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
     weight = torch.ones(len(CLASSES), device=device)
     weight[CLASSES.index("contour")] = settings.contour_weight
     model.train()
@@ -157,6 +156,14 @@ def _train_stage(
             raise ModelError(f"training diverged at step {len(losses)}; lower the learning rate")
         if on_step is not None:
             on_step(len(losses), settings.steps, losses[-1])
+
+
+def _rate(step: int, steps: int) -> float:
+    """A step's learning rate as a share of the peak: linear rise over a tenth of the steps, then a cosine."""
+    rise = max(steps // 10, 1)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:

@@ -1,0 +1,155 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from nvcim.data.images import LabelledImage
+from nvcim.data.tissue import TissueSettings, generate_tissue
+from nvcim.errors import ConfigError, DataError, ModelError
+from nvcim.quantization import quantizer_named
+from nvcim.quantization.base import weighted_layers
+from nvcim.segmentation import (
+    FCNSettings,
+    PredictionSettings,
+    ResidualFCN,
+    SetScores,
+    TrainingSettings,
+    predict,
+    score_set,
+    train,
+)
+from scipy import ndimage
+from skimage.data import immunohistochemistry
+
+NETWORK = FCNSettings(width=8, depth=3, descriptor_dim=32, fused_width=16)
+QUICK = TrainingSettings(steps=4, batch=2, crop=32, device="cpu")
+TISSUE = TissueSettings(height=112, width=112, malignant_share=0.25, crowding=0.45)
+
+
+def scored(model: ResidualFCN, images: list[LabelledImage]) -> SetScores:
+    return score_set([(predict(model, image.pixels), image.instances) for image in images])
+
+
+def otsu_objects(pixels: np.ndarray) -> np.ndarray:
+    """Trivial baseline: Otsu's threshold on blurred darkness, holes filled, connected components."""
+    darkness = ndimage.gaussian_filter(255.0 - pixels.mean(axis=2), 2)
+    levels = np.linspace(darkness.min(), darkness.max(), 64)[1:-1]
+
+    def between_class_variance(level: float) -> float:
+        above = darkness > level
+        share = above.mean()
+        if share in (0.0, 1.0):
+            return 0.0
+        return share * (1 - share) * (darkness[above].mean() - darkness[~above].mean()) ** 2
+
+    mask = ndimage.binary_fill_holes(darkness > max(levels, key=between_class_variance))
+    return np.asarray(ndimage.label(mask)[0], dtype=np.int32)
+
+
+@pytest.fixture(scope="module")
+def trained() -> ResidualFCN:
+    model = ResidualFCN(NETWORK, seed=0)
+    settings = TrainingSettings(steps=120, batch=4, crop=96, learning_rate=8e-3, device="cpu")
+    train(model, generate_tissue(10, TISSUE, seed=1), settings, seed=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def unseen() -> list[LabelledImage]:
+    return generate_tissue(6, TISSUE, seed=2)
+
+
+def test_a_short_training_beats_the_threshold_and_the_untrained_net(
+    trained: ResidualFCN, unseen: list[LabelledImage]
+) -> None:
+    learnt = scored(trained, unseen).pooled.dice
+    threshold = score_set([(otsu_objects(i.pixels), i.instances) for i in unseen]).pooled.dice
+    untrained = scored(ResidualFCN(NETWORK, seed=0), unseen).pooled.dice
+    assert learnt > threshold + 0.08
+    assert learnt > untrained + 0.2
+
+
+@pytest.mark.parametrize("name", ["inq-5", "uniform-4"])
+def test_quantized_models_keep_the_score_with_weights_on_levels(
+    name: str, trained: ResidualFCN, unseen: list[LabelledImage]
+) -> None:
+    model, quantizer = copy.deepcopy(trained), quantizer_named(name)
+    assert quantizer is not None
+    settings = TrainingSettings(steps=30, batch=4, crop=96, learning_rate=2e-3, device="cpu")
+    log = train(model, generate_tissue(10, TISSUE, seed=1), settings, seed=1, quantizer=quantizer)
+    assert log.weights == name
+    for _, layer in weighted_layers(model):
+        levels = quantizer.levels(layer)
+        rows = layer.weight.detach().flatten(1)
+        on_level = (rows[:, :, None] == levels.view(-1, 1, levels.shape[-1])).any(dim=-1)
+        assert bool(on_level.all())
+    assert scored(model, unseen).pooled.dice > scored(trained, unseen).pooled.dice - 0.15
+
+
+def test_training_is_the_same_for_the_same_seed() -> None:
+    images = generate_tissue(2, TissueSettings(height=48, width=48), seed=0)
+    states = []
+    for seed in (0, 0, 1):
+        model = ResidualFCN(NETWORK, seed=0)
+        log = train(model, images, QUICK, seed)
+        states.append((log.losses, model.state_dict()["head.weight"]))
+    assert states[0][0] == states[1][0]
+    assert torch.equal(states[0][1], states[1][1])
+    assert states[0][0] != states[2][0]
+
+
+@pytest.mark.parametrize(("name", "steps"), [("float", 5), ("inq-3", 7), ("inq-3", 2), ("uniform-3", 3)])
+def test_every_step_is_reported_and_none_is_lost_between_stages(name: str, steps: int) -> None:
+    images = generate_tissue(1, TissueSettings(height=48, width=48), seed=0)
+    seen: list[tuple[int, int]] = []
+    settings = QUICK.model_copy(update={"steps": steps})
+    log = train(
+        ResidualFCN(NETWORK), images, settings, quantizer=quantizer_named(name),
+        on_step=lambda done, total, _: seen.append((done, total)),
+    )  # fmt: skip
+    assert seen == [(i, steps) for i in range(1, steps + 1)]
+    assert len(log.losses) == steps
+
+
+def test_images_smaller_than_the_crop_train() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 13, 3), dtype=np.uint8)
+    instances = np.zeros((20, 13), dtype=np.int32)
+    instances[3:12, 3:10] = 1
+    log = train(ResidualFCN(NETWORK), [LabelledImage("small", pixels, instances)], QUICK)
+    assert np.isfinite(log.losses).all()
+
+
+def test_smallest_object_is_learnt_from_the_masks() -> None:
+    pixels = np.zeros((40, 40, 3), dtype=np.uint8)
+    instances = np.zeros((40, 40), dtype=np.int32)
+    instances[2:12, 2:12], instances[20:36, 20:36] = 1, 2
+    model = ResidualFCN(NETWORK)
+    train(model, [LabelledImage("two", pixels, instances)], QUICK)
+    assert model.smallest_object == int(np.percentile([100, 256], 5) / 2)
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    [image] = generate_tissue(1, TissueSettings(height=48, width=48), seed=0)
+    with pytest.raises(DataError, match="at least one"):
+        train(ResidualFCN(NETWORK), [], QUICK)
+    blank = LabelledImage("blank", image.pixels, np.zeros((48, 48), dtype=np.int32))
+    with pytest.raises(DataError, match="no image of the training set"):
+        train(ResidualFCN(NETWORK), [blank], QUICK)
+    with pytest.raises(ConfigError, match="device"):
+        train(ResidualFCN(NETWORK), [image], QUICK.model_copy(update={"device": "tpu"}))
+    model = ResidualFCN(NETWORK)
+    train(model, [image], QUICK, quantizer=quantizer_named("inq-5"))
+    with pytest.raises(ModelError, match="quantized already"):
+        train(model, [image], QUICK)
+    with pytest.raises(ModelError, match="diverged"):
+        train(ResidualFCN(NETWORK), [image], QUICK.model_copy(update={"learning_rate": 1e30, "steps": 20}))
+
+
+def test_generated_tissue_transfers_to_a_real_photograph(trained: ResidualFCN) -> None:
+    # Colon with a brown (DAB) marker of epithelium, which scikit-image bundles; glands are larger there.
+    pixels = np.asarray(immunohistochemistry())
+    instances = predict(trained, pixels, PredictionSettings(scale=0.25))
+    brown = ndimage.gaussian_filter(pixels[..., 0].astype(float) - pixels[..., 2], 4) > 40
+    assert 0.2 < brown.mean() < 0.8
+    assert instances.max() >= 2
+    assert (instances[brown] > 0).mean() > (instances[~brown] > 0).mean() + 0.4
