@@ -1,6 +1,6 @@
 """What the ingress asks for: a language backend and a segmentation backend, and how they refuse a request.
 
-The ingress knows these protocols alone; `serving.rooms` fills them from a run folder.
+The ingress knows these protocols alone; `serving.language` and `serving.segmentation` fill them from a run.
 """
 
 from collections.abc import Sequence

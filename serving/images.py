@@ -5,16 +5,16 @@ import logging
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-
 from nvcim.data.images import decode_image, encode_instances
 from nvcim.errors import DataError
+from PIL import Image
+
 from serving.backends import Refusal, RequestError
 from serving.schemas import Instance
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 MAX_BYTES = 32 * 2**20
-MAX_PIXELS = 10**7  # the FCN sees the image whole: about 1 GB for 10 megapixels
+MAX_PIXELS = 4 * 10**6  # the FCN sees an image whole: this takes a core about a minute and 1.2 GB
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,120 @@
+"""The app on a real local Ray, over HTTP, with a run folder that this file makes."""
+
+import base64
+import io
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from nvcim.data.tissue import TissueSettings, generate_tissue
+from nvcim.errors import ConfigError, RunError
+from nvcim.fleet.ray_session import RaySession
+from nvcim.segmentation import FCNSettings, ResidualFCN, load_fcn, predict, save_fcn
+from PIL import Image
+
+from serving.app import ServedApp, free_port, run_app
+
+FCN = FCNSettings()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with two untrained FCNs: what counts here is that the served answer is the model's."""
+    folder = tmp_path_factory.mktemp("run")
+    for seed, name in enumerate(["inq-5", "float"]):
+        save_fcn(ResidualFCN(FCN, seed), folder / "fcn" / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(ray_local: RaySession, run: Path) -> Iterator[ServedApp]:
+    with run_app(run, port=0, device="cpu") as app:
+        yield app
+
+
+@pytest.fixture(scope="module")
+def client(served: ServedApp) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.url, timeout=60) as client:
+        yield client
+
+
+def test_app_listens_on_loopback_alone(served: ServedApp) -> None:
+    assert served.url.startswith("http://127.0.0.1:")
+    port = int(served.url.rsplit(":", 1)[1])
+    with pytest.raises(RunError, match=f"port {port} on 127.0.0.1 is in use; choose another port"):
+        free_port("127.0.0.1", port)
+    with socket.socket() as other:
+        other.bind(("127.0.0.2", port))  # another address of this machine: free, so it is no wildcard bind
+
+
+def test_health_and_models(client: httpx.Client) -> None:
+    assert client.get("/healthz").json()["models"] == ["float", "inq-5"]
+    assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["float", "inq-5"]
+
+
+@pytest.mark.parametrize("model", ["float", "inq-5"])
+def test_served_mask_is_the_models_own(client: httpx.Client, run: Path, model: str) -> None:
+    (tissue,) = generate_tissue(1, TissueSettings(height=64, width=96), seed=3)
+    buffer = io.BytesIO()
+    Image.fromarray(tissue.pixels).save(buffer, format="PNG")
+    response = client.post("/v1/segment", params={"model": model}, content=buffer.getvalue())
+    assert response.status_code == 200, response.text
+    mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(response.json()["mask_png"]))))
+    expected = predict(load_fcn(run / "fcn" / model), tissue.pixels)
+    # Threads sum in another order, which may move a pixel on a decision boundary.
+    assert np.mean(mask == expected) > 0.99
+
+
+def test_bad_requests_reach_the_client_as_4xx(client: httpx.Client) -> None:
+    assert client.post("/v1/segment", content=b"nonsense").status_code == 400
+    assert client.post("/v1/segment?model=none", content=b"x").status_code == 404
+    assert client.get("/nowhere").status_code == 404
+
+
+def test_second_app_is_refused(served: ServedApp, run: Path) -> None:
+    with pytest.raises(RunError, match="Serve runs already"):
+        run_app(run, port=0, device="cpu")
+
+
+def test_port_in_use_is_refused_before_ray_starts(run: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(RunError, match=f"port {port} on 127.0.0.1 is in use"):
+            run_app(run, port=port)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "message"),
+    [
+        ("127.0.0.1", 70_000, "port 70000 does not exist"),
+        ("127.0.0.1", -1, "port -1 does not exist"),
+        ("192.0.2.1", 8000, "cannot listen on 192.0.2.1"),  # an address of documentation: nobody's
+    ],
+)
+def test_address_that_cannot_be_listened_on(host: str, port: int, message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        free_port(host, port)
+
+
+def test_folder_without_anything_to_serve_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such run folder"):
+        run_app(tmp_path / "none")
+    with pytest.raises(RunError, match="nothing to serve"):
+        run_app(tmp_path)
+    (tmp_path / "nodes" / "node-0").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"model\.json: cannot be read"):
+        run_app(tmp_path)
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "model.json").write_text(text)
+        with pytest.raises(RunError, match="language_model"):
+            run_app(tmp_path)
+
+
+def test_unknown_device_is_refused(run: Path) -> None:
+    with pytest.raises(ConfigError, match="device 'tpu9'"):
+        run_app(run, device="tpu9")
