@@ -1,6 +1,7 @@
 """The app on a real local Ray, over HTTP, with a run folder that this file makes."""
 
 import base64
+import concurrent.futures
 import io
 import socket
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import yaml
+from nvcim.data.images import encode_png
 from nvcim.data.tissue import TissueSettings, generate_tissue
 from nvcim.errors import ConfigError, RunError
 from nvcim.fleet.ray_session import RaySession
@@ -16,6 +19,7 @@ from nvcim.segmentation import FCNSettings, ResidualFCN, load_fcn, predict, save
 from PIL import Image
 
 from serving.app import ServedApp, free_port, run_app
+from serving.config import CONFIG_FILE
 
 FCN = FCNSettings()
 
@@ -31,7 +35,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(ray_local: RaySession, run: Path) -> Iterator[ServedApp]:
-    with run_app(run, port=0, device="cpu") as app:
+    content = yaml.safe_load(CONFIG_FILE.read_text())
+    (options,) = [d for d in content["applications"][0]["deployments"] if d["name"] == "Segmentation"]
+    options |= {"max_ongoing_requests": 1, "max_queued_requests": 1}  # a queue that a test can fill
+    config = run.parent / "serve.yaml"
+    config.write_text(yaml.safe_dump(content))
+    with run_app(run, port=0, device="cpu", config=config) as app:
         yield app
 
 
@@ -58,14 +67,25 @@ def test_health_and_models(client: httpx.Client) -> None:
 @pytest.mark.parametrize("model", ["float", "inq-5"])
 def test_served_mask_is_the_models_own(client: httpx.Client, run: Path, model: str) -> None:
     (tissue,) = generate_tissue(1, TissueSettings(height=64, width=96), seed=3)
-    buffer = io.BytesIO()
-    Image.fromarray(tissue.pixels).save(buffer, format="PNG")
-    response = client.post("/v1/segment", params={"model": model}, content=buffer.getvalue())
+    response = client.post("/v1/segment", params={"model": model}, content=encode_png(tissue.pixels))
     assert response.status_code == 200, response.text
     mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(response.json()["mask_png"]))))
     expected = predict(load_fcn(run / "fcn" / model), tissue.pixels)
     # Threads sum in another order, which may move a pixel on a decision boundary.
     assert np.mean(mask == expected) > 0.99
+
+
+def test_full_queue_answers_429_and_recovers(client: httpx.Client) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (160, 160, 3), dtype=np.uint8)
+    content = encode_png(pixels)
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: client.post("/v1/segment", content=content), range(12)))
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {200, 429}
+    refused = answers[statuses.index(429)]
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["code"] == "queue_full"
+    assert client.post("/v1/segment", content=content).status_code == 200
 
 
 def test_bad_requests_reach_the_client_as_4xx(client: httpx.Client) -> None:
