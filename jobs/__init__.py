@@ -1,0 +1,1 @@
+"""What is submitted to Ray: thin entry points, each with the YAML file of its settings."""

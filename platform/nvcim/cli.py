@@ -1,0 +1,256 @@
+"""The command line: one function per verb; a user's mistake is one line on stderr and exit status 2."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import nvcim
+from nvcim.config import load_settings, parse_settings
+from nvcim.errors import NvcimError, RunError
+
+app = typer.Typer(
+    name="nvcim",
+    help=nvcim.__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+fleet_app = typer.Typer(no_args_is_help=True, help="Nodes with their users on simulated crossbars.")
+sweep_app = typer.Typer(no_args_is_help=True, help="Scores over bits of a weight and programming variation.")
+segment_app = typer.Typer(no_args_is_help=True, help="Segmentation of touching objects in images.")
+devices_app = typer.Typer(no_args_is_help=True, help="Memory devices.")
+app.add_typer(fleet_app, name="fleet")
+app.add_typer(sweep_app, name="sweep")
+app.add_typer(segment_app, name="segment")
+app.add_typer(devices_app, name="devices")
+
+out = Console()
+
+Config = Annotated[
+    Path | None, typer.Option("--config", help="YAML file of settings; without it the defaults.")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that run folders are made in.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed that everything random derives from.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 2 a mistake of the user's, 130 interrupted."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; errors that are not the user's pass through."""
+    try:
+        status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except NvcimError as error:
+        print(f"nvcim: {_one_line(str(error))}", file=sys.stderr)
+        return 2
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        print("nvcim: interrupted", file=sys.stderr)
+        return 130
+    except click.ClickException as error:
+        print(f"nvcim: {_one_line(error.format_message())}", file=sys.stderr)
+        return 2
+    return status if isinstance(status, int) else 0
+
+
+@devices_app.command("list")
+def devices_list(
+    catalogue: Annotated[Path | None, typer.Option(help="YAML file with devices of your own.")] = None,
+) -> None:
+    """List the memory devices that a crossbar can be made of."""
+    from nvcim.devices import load_catalogue
+
+    table = Table(title="Programming variation per level, in normalised conductance at sigma 0.01")
+    for column in ("device", "technology", "bits per cell", "sigma of each level", "source"):
+        table.add_column(column, overflow="fold")
+    for device in load_catalogue(catalogue).values():
+        sigmas = " ".join(f"{sigma:g}" for sigma in device.level_sigma)
+        table.add_row(device.name, device.technology, str(device.bits), sigmas, device.source)
+    out.print(table)
+
+
+@segment_app.command("train")
+def segment_train(
+    images: Annotated[Path, typer.Argument(help="Labelled image set: images/ and labels/, or GlaS's names.")],
+    model: Annotated[Path, typer.Option("--out", help="Folder that the trained model is saved to.")],
+    weights: Annotated[str, typer.Option(help="float, or <quantizer>-<bits>, for example inq-5.")] = "float",
+    config: Config = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Train on that many images of the set.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Train an FCN on labelled images; --config takes the training settings."""
+    from nvcim.progress import progress
+    from nvcim.quantization import quantizer_named
+    from nvcim.segmentation import TrainingSettings, train_on_folder
+
+    settings = load_settings(config, TrainingSettings) if config else TrainingSettings()
+    quantizer = quantizer_named(weights)
+    with progress("training") as update:
+        _, log = train_on_folder(
+            images,
+            model,
+            settings=settings,
+            quantizer=quantizer,
+            limit=limit,
+            seed=seed,
+            on_step=lambda done, total, loss: update(done, total, f"loss {loss:.3f}"),
+        )
+    tail = log.losses[-10:]
+    out.print(
+        f"{log.weights} weights: mean loss of the last steps {sum(tail) / len(tail):.3f}, saved to {model}"
+    )
+
+
+@segment_app.command("predict")
+def segment_predict(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder for masks and overlays.")],
+    scale: Annotated[float, typer.Option(help="Resize by this factor first (another magnification).")] = 1.0,
+    device: Device = "auto",
+) -> None:
+    """Write an instance mask (uint16 PNG) and an overlay for every image."""
+    from nvcim.data.images import find_images
+    from nvcim.segmentation import PredictionSettings, predict_files
+
+    settings = parse_settings({"scale": scale}, PredictionSettings, "--scale")
+    files = [file for path in images for file in (find_images(path).values() if path.is_dir() else [path])]
+    table = Table(title="Objects found (measured)")
+    for column in ("image", "objects", "mean area, px", "mask"):
+        table.add_column(column, overflow="fold")
+    for found in predict_files(model, files, folder, settings, device):
+        table.add_row(found.image.name, str(found.objects), f"{found.mean_area:.0f}", str(found.mask))
+    out.print(table)
+
+
+@segment_app.command("score")
+def segment_score(
+    segmented: Annotated[Path, typer.Argument(help="Folder of predicted masks.")],
+    truth: Annotated[Path, typer.Argument(help="Folder of true masks, paired by name.")],
+) -> None:
+    """Score predicted masks by the GlaS contest's object F1, Dice and Hausdorff distance."""
+    from nvcim.segmentation import score_folders
+
+    scores = score_folders(segmented, truth)
+    table = Table(title=f"Object scores of {len(scores.images)} images (measured)")
+    for column in ("image", "object F1", "object Dice", "object Hausdorff, px"):
+        table.add_column(column, overflow="fold")
+    named = [*zip(scores.names, scores.images, strict=True), ("all objects, pooled", scores.pooled)]
+    for name, image in named:
+        table.add_row(name, f"{image.f1:.3f}", f"{image.dice:.3f}", f"{image.hausdorff:.1f}")
+    out.print(table)
+
+
+@sweep_app.command("run")
+def sweep_run(
+    config: Config = None,
+    runs: Runs = Path("runs"),
+    resume: Annotated[Path | None, typer.Option(help="Run folder of a sweep that was cut short.")] = None,
+) -> None:
+    """Score a grid of devices, bits and programming variation, and write a report."""
+    from nvcim.progress import progress
+    from nvcim.report import write_report
+    from nvcim.storage import RunFolder
+    from nvcim.sweeps import SweepSettings
+    from nvcim.sweeps.study import sweep
+
+    if resume is not None and config is not None:
+        raise RunError("--resume takes the settings of the run; leave --config out")
+    if resume is not None:
+        folder = RunFolder.open(resume)
+        settings = parse_settings(folder.record.settings, SweepSettings, f"{resume}/run.json")
+    else:
+        settings = load_settings(config, SweepSettings) if config else SweepSettings()
+        settings.check()  # before a folder is made for a sweep that cannot run
+        folder = RunFolder.create(runs, "sweep", settings, settings.seed)
+    with progress("sweep") as update:
+        rows = sweep(settings, folder, lambda what, done, total, note: update(done, total, f"{what}: {note}"))
+    out.print(sweep_table(rows))
+    out.print(f"report: {write_report(folder)}", soft_wrap=True)
+
+
+def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows of a sweep as a table: a line per trial, a column per metric."""
+    metrics = list(dict.fromkeys(row["metric"] for row in rows if row["status"] == "done"))
+    table = Table(title="Sweep (measured)")
+    for column in ("device", "weight bits", "sigma", *metrics, "status"):
+        table.add_column(column, overflow="fold")
+    for trial in dict.fromkeys(row["trial_id"] for row in rows):
+        own = [row for row in rows if row["trial_id"] == trial]
+        scores = {row["metric"]: f"{row['score']:.3f}" for row in own if row["score"] is not None}
+        first = own[0]
+        cells = [first["device"], str(first["weight_bits"]), f"{first['sigma']:g}"]
+        table.add_row(
+            *cells, *(scores.get(metric, "") for metric in metrics), first["error"] or first["status"]
+        )
+    return table
+
+
+@app.command("report")
+def report(
+    folder: Annotated[Path, typer.Argument(help="Run folder, for example runs/<run id>.")],
+) -> None:
+    """Write the report of a run: one HTML file that needs no network."""
+    from nvcim.report import write_report
+
+    out.print(f"report: {write_report(folder)}", soft_wrap=True)
+
+
+@app.command("serve")
+def serve(
+    folder: Annotated[Path, typer.Argument(help="Run folder whose nodes and FCNs are served.")],
+    host: Annotated[str | None, typer.Option(help="Address to listen on; loopback by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any free one.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Serve a run over HTTP until interrupted."""
+    serving = _from_checkout("serving.app")
+    with serving.run_app(folder, host=host, port=port, device=device) as served:
+        out.print(f"serving {folder} at {served.url} (stop with Ctrl-C)", soft_wrap=True)
+        served.wait()
+
+
+@app.command("demo")
+def demo(
+    config: Config = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with lamp_like/ and dsb2018/; without it data are generated.")
+    ] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Run the whole platform once, small: fleet, segmentation, sweep, serving, report."""
+    _from_checkout("jobs.demo").run_demo(config, data, runs)
+
+
+def _from_checkout(name: str) -> Any:
+    """Import a module of `jobs` or `serving`, which live beside `platform` in a checkout, not in the package.
+
+    Raises:
+        RunError: neither the working folder nor the checkout that nvcim runs from holds it.
+    """
+    folder = Path(*name.split(".")).with_suffix(".py")
+    for root in (Path.cwd(), Path(nvcim.__file__).resolve().parents[2]):
+        if (root / folder).is_file() and (root / "platform" / "nvcim").is_dir():
+            if str(root) not in sys.path:
+                sys.path.insert(0, str(root))
+            return importlib.import_module(name)
+    raise RunError(f"{folder} is not here: run this from a checkout of the project")
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A whole sweep in a run folder: the models it scores are trained first, or taken from another run."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nvcim.data.images import LabelledImage
+from nvcim.errors import RunError
+from nvcim.randomness import named_seed
+from nvcim.segmentation import ResidualFCN, save_fcn, train
+from nvcim.segmentation.study import SplitImages, StudySettings, split_images
+from nvcim.storage import RunFolder
+from nvcim.sweeps.runner import Evaluate, Row, run_sweep
+from nvcim.sweeps.space import SweepSettings
+from nvcim.sweeps.trial import combined, matmul_error, segmentation_score
+
+Report = Callable[[str, int, int, str], None]
+"""Called with (what is under way, steps done, steps in all, a short note)."""
+
+
+def sweep(settings: SweepSettings, run: RunFolder, report: Report | None = None) -> list[Row]:
+    """Train what is missing, score every point of the grid, and write `sweep.parquet`.
+
+    Call again with the folder of a sweep that was cut short to go on with it.
+
+    Raises:
+        ConfigError, DeviceError, DataError, ModelError: settings or data that cannot be used.
+        RunError: `from_run` lacks a model, no trial succeeded, or Ray cannot be used.
+    """
+    settings.check()
+    parts = evaluations(settings, run, report)
+
+    def on_trial(done: int, total: int, trial: str) -> None:
+        if report is not None:
+            report("sweep", done, total, trial)
+
+    return run_sweep(settings, functools.partial(combined, parts=parts), run, on_trial)
+
+
+def evaluations(settings: SweepSettings, run: RunFolder, report: Report | None = None) -> list[Evaluate]:
+    """One evaluation per subject, ready to travel to workers (errors as `sweep`)."""
+    made: list[Evaluate] = []
+    seed = run.record.seed
+    if "matmul" in settings.subjects:
+        made.append(functools.partial(matmul_error, base=settings.crossbar, seed=seed))
+    if "segmentation" in settings.subjects:
+        images = _images(settings, seed)
+        folder = _fcn_folder(settings, run, images, report)
+        made.append(segmentation_evaluation(settings, folder, images.test, seed))
+    return made
+
+
+def segmentation_evaluation(
+    settings: SweepSettings, fcn: Path, images: Sequence[LabelledImage], seed: int
+) -> Evaluate:
+    """The evaluation of a trained FCN on the given images."""
+    return functools.partial(
+        segmentation_score, fcn=fcn.resolve(), images=list(images), base=settings.crossbar, seed=seed
+    )
+
+
+def _images(settings: SweepSettings, seed: int) -> SplitImages:
+    """Training and test images; the split is the one that `segmentation.study` makes of the same seed."""
+    wanted = StudySettings(training_images=settings.training_images, test_images=settings.images)
+    return split_images(settings.data, wanted, seed)
+
+
+def _fcn_folder(settings: SweepSettings, run: RunFolder, images: SplitImages, report: Report | None) -> Path:
+    """The folder of the float FCN: another run's, or one trained here (once)."""
+    if settings.from_run is not None:
+        folder = settings.from_run / "fcn" / "float"
+        if not folder.is_dir():
+            raise RunError(f"{settings.from_run}: holds no trained FCN (fcn/float)")
+        return folder
+    folder = run.path / "fcn" / "float"
+    if folder.is_dir():
+        return folder
+    model = ResidualFCN(seed=named_seed(run.record.seed, "segmentation", "weights"))
+    training = StudySettings().training.model_copy(update={"steps": settings.training_steps})
+
+    def on_step(done: int, total: int, loss: float) -> None:
+        if report is not None:
+            report("training the FCN", done, total, f"loss {loss:.3f}")
+
+    train(
+        model, images.training, training, named_seed(run.record.seed, "segmentation", "float"), None, on_step
+    )
+    save_fcn(model.cpu(), folder)
+    return folder
