@@ -21,9 +21,6 @@ import httpx
 import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
-from nvcim.compute import resolve_device
-from nvcim.errors import RunError
-from nvcim.fleet.ray_session import ray_session
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
@@ -31,6 +28,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus, ServeDeploySchema
 
+from nvcim.compute import resolve_device
+from nvcim.errors import RunError
+from nvcim.fleet.ray_session import ray_session
 from serving.api import create_api
 from serving.backends import Completion, CompletionJob, Offer, Refusal, RequestError
 from serving.config import CONFIG_FILE, AppSettings, deployment_options, load_serve_config

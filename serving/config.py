@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nvcim.config import Settings, parse_settings, read_yaml
-from nvcim.errors import ConfigError
 from pydantic import BaseModel, Field, ValidationError
 from ray.serve.schema import ServeDeploySchema
+
+from nvcim.config import Settings, parse_settings, read_yaml
+from nvcim.errors import ConfigError
 
 CONFIG_FILE = Path(__file__).with_name("config.yaml")
 IMPORT_PATH = "serving.app:build"

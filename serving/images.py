@@ -5,10 +5,10 @@ import logging
 
 import numpy as np
 from numpy.typing import NDArray
-from nvcim.data.images import decode_image, encode_instances
-from nvcim.errors import DataError
 from PIL import Image
 
+from nvcim.data.images import decode_image, encode_instances
+from nvcim.errors import DataError
 from serving.backends import Refusal, RequestError
 from serving.schemas import Instance
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from nvcim.compute import resolve_device
 from nvcim.segmentation import PredictionSettings, load_fcn, predict
-
 from serving.backends import Offer
 from serving.run_contents import inspect_run
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import nvcim
 import pytest
 import yaml
-from nvcim.errors import ConfigError
 
+import nvcim
+from nvcim.errors import ConfigError
 from serving.config import AppSettings, load_serve_config, parse_serve_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,10 +11,10 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nvcim.fleet.metrics import PrometheusBackend
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from nvcim.fleet.metrics import PrometheusBackend
 from serving.api import create_api, cut_at_stop
 from serving.backends import Completion, CompletionJob, Offer, Refusal, RequestError
 from serving.images import MAX_PIXELS

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from ray import serve
+
 from nvcim.errors import RunError
 from nvcim.fleet.ray_session import RaySession
 from nvcim.segmentation import FCNSettings, ResidualFCN, save_fcn
-from ray import serve
-
 from serving.app import run_app
 
 

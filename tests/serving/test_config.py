@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-from nvcim.errors import ConfigError
 
+from nvcim.errors import ConfigError
 from serving.config import CONFIG_FILE, DEPLOYMENTS, deployment_options, load_serve_config, parse_serve_config
 
 
