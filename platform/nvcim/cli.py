@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.exceptions import TyperException
 
 import nvcim
 from nvcim.config import load_settings, parse_settings
@@ -31,7 +31,7 @@ app.add_typer(sweep_app, name="sweep")
 app.add_typer(segment_app, name="segment")
 app.add_typer(devices_app, name="devices")
 
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 120)  # files and pipes have no width of their own
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="YAML file of settings; without it the defaults.")
@@ -53,13 +53,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except NvcimError as error:
         print(f"nvcim: {_one_line(str(error))}", file=sys.stderr)
         return 2
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("nvcim: interrupted", file=sys.stderr)
         return 130
-    except click.ClickException as error:
-        print(f"nvcim: {_one_line(error.format_message())}", file=sys.stderr)
+    except TyperException as error:
+        message = getattr(error, "format_message", error.__str__)()
+        print(f"nvcim: {_one_line(message) or 'a verb is missing; see --help'}", file=sys.stderr)
         return 2
     return status if isinstance(status, int) else 0
 

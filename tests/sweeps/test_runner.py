@@ -1,9 +1,12 @@
 """A sweep scores its grid, survives failing trials, and resumes from its ledger."""
 
 import functools
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+
 from nvcim.crossbar import CrossbarConfig
 from nvcim.errors import ConfigError, RunError
 from nvcim.fleet.ray_session import RaySession
@@ -31,8 +34,14 @@ def run(tmp_path: Path) -> RunFolder:
 def test_a_sweep_of_crossbars_is_reproducible_and_noise_costs(run: RunFolder, ray_local: RaySession) -> None:
     settings = SweepSettings(weight_bits=(3, 8), sigma=(0.0, 0.2), crossbar=BASE, seed=3)
     seen: list[tuple[int, int, str]] = []
+    lock = threading.Lock()  # as a progress bar holds: nothing of the caller's may be pickled
+
+    def on_trial(*progress: Any) -> None:
+        with lock:
+            seen.append(progress)
+
     evaluate = functools.partial(matmul_error, base=BASE, seed=3)
-    rows = run_sweep(settings, evaluate, run, on_trial=lambda *progress: seen.append(progress))
+    rows = run_sweep(settings, evaluate, run, on_trial=on_trial)
     assert [row["trial_id"] for row in rows] == [point.trial_id for point in settings.points()]
     assert run.read_table("sweep").num_rows == 4
     error = {(row["weight_bits"], row["sigma"]): row["score"] for row in rows}

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from nvcim.config import load_settings
 from nvcim.crossbar import CrossbarConfig
 from nvcim.errors import ConfigError, DeviceError

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from nvcim.crossbar import CrossbarConfig
 from nvcim.data.tissue import TissueSettings, generate_tissue
 from nvcim.errors import ModelError

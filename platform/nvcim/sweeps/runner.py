@@ -98,6 +98,10 @@ def _tune(
                 lines = str(trial.get_error() or "").strip().splitlines() or ["the trial's worker died"]
                 record([_failed_row(points[trial.config["index"]], lines[-1], 0.0)])
 
+            def __reduce__(self) -> tuple[Any, ...]:
+                # Tune pickles its callbacks for a restore that we do not use; `record` may hold a terminal.
+                return (tune.Callback, ())
+
         trainable = tune.with_parameters(_trial, evaluate=evaluate, points=points)
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": cpus_per_trial}),

@@ -1,0 +1,196 @@
+"""A user's mistake is one line on stderr and exit status 2; what works prints where its results are."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvcim.cli import run, sweep_table
+from nvcim.data.images import write_image_set, write_instances
+from nvcim.data.tissue import TissueSettings, generate_tissue
+
+ROOT = Path(__file__).parents[1]
+Shell = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+    """Runs the command line in this process; returns exit status, stdout and stderr."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        status = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tissue")
+    settings = TissueSettings(height=64, width=64, smallest_radius=9, largest_radius=16)
+    write_image_set(generate_tissue(3, settings, seed=1), folder)
+    return folder
+
+
+def test_devices_are_listed_with_the_users_own(shell: Shell, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    cell = "{name: Mine, technology: PCM, bits: 1, level_sigma: [0.02, 0.03], source: my lab}"
+    own.write_text(f"devices: [{cell}]\n")
+    status, out, _ = shell("devices", "list", "--catalogue", own)
+    assert status == 0
+    for device in ("RRAM1", "FeFET2", "FeFET3", "RRAM4", "FeFET6", "Mine"):
+        assert device in out
+
+
+def test_help_names_every_verb(shell: Shell) -> None:
+    status, out, _ = shell("--help")
+    assert status == 0
+    for verb in ("demo", "fleet", "sweep", "segment", "serve", "report", "devices"):
+        assert verb in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["unheard"], "No such command 'unheard'"),
+        (["sweep", "run", "--confg", "x"], "No such option: --confg"),
+        (["segment", "predict"], "Missing argument"),
+        (["sweep", "run", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["sweep", "run", "--resume", "nowhere"], "nowhere: not a run folder"),
+        (["report", "nowhere"], "nowhere: not a run folder"),
+        (["serve", "nowhere"], "nowhere"),
+        (["devices", "list", "--catalogue", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["segment", "train", "nowhere", "--out", "x"], "nowhere: no such folder"),
+        (["segment", "train", "nowhere", "--out", "x", "--weights", "inq"], "quantizer 'inq' is not known"),
+        (["segment", "predict", "nowhere", "a.png", "--out", "x"], "nowhere"),
+        (["segment", "score", "nowhere", "nowhere"], "nowhere"),
+        (["demo", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = shell(*arguments)
+    assert status == 2
+    assert message in err
+    assert err.startswith("nvcim: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind by a command that could not run
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("weight_bit: [4]", "unknown field 'weight_bit' (did you mean 'weight_bits'?); allowed: "),
+        ("crossbar: {adc: 3}", "unknown field 'crossbar.adc'"),
+        ("devices: [RRAM9]", "RRAM9"),
+        ("weight_bits: [1]", "weight_bits"),
+        ("sigma: high", "field 'sigma'"),
+        ("- a list", "expected a mapping"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_config_with_a_mistake_says_which(shell: Shell, tmp_path: Path, yaml: str, message: str) -> None:
+    config = tmp_path / "sweep.yaml"
+    config.write_text(yaml)
+    status, _, err = shell("sweep", "run", "--config", config, "--runs", tmp_path / "runs")
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_segment_trains_predicts_and_scores(shell: Shell, tmp_path: Path, tissue: Path) -> None:
+    config = tmp_path / "training.yaml"
+    config.write_text("{steps: 2, batch: 2, crop: 32, device: cpu}")
+    model, masks = tmp_path / "model", tmp_path / "masks"
+    status, out, err = shell("segment", "train", tissue, "--out", model, "--config", config)
+    assert (status, "saved to" in out) == (0, True)
+    assert "2/2" in err
+    assert shell("segment", "predict", model, tissue / "images", "--out", masks)[0] == 0
+    assert len(list(masks.glob("*_overlay.png"))) == 3
+    status, out, _ = shell("segment", "score", masks, tissue / "labels")
+    assert status == 0
+    assert "all objects, pooled" in out
+
+
+def test_perfect_masks_score_one(shell: Shell, tissue: Path) -> None:
+    status, out, _ = shell("segment", "score", tissue / "labels", tissue / "labels")
+    assert status == 0
+    pooled = next(line for line in out.splitlines() if "pooled" in line)
+    assert pooled.count("1.000") == 2
+    assert " 0.0 " in pooled
+
+
+def test_a_mask_of_another_size_and_a_truncated_image_are_refused(
+    shell: Shell, tmp_path: Path, tissue: Path
+) -> None:
+    for name in ("images", "labels"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "set" / "images" / "a.png")
+    write_instances(np.zeros((20, 31), np.int32), tmp_path / "set" / "labels" / "a.png")
+    status, _, err = shell("segment", "train", tmp_path / "set", "--out", tmp_path / "m")
+    assert status == 2
+    assert "images/a.png" in err
+    assert "labels/a.png" in err
+    whole = next((tissue / "images").glob("*.png")).read_bytes()
+    (tmp_path / "set" / "images" / "a.png").write_bytes(whole[: len(whole) // 2])
+    status, _, err = shell("segment", "train", tmp_path / "set", "--out", tmp_path / "m")
+    assert status == 2
+    assert "a.png" in err
+
+
+def test_an_interrupted_command_is_status_130(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nvcim.devices.load_catalogue", interrupt)
+    assert shell("devices", "list")[0] == 130
+
+
+def test_an_error_that_is_not_the_users_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("nvcim.devices.load_catalogue", broken)
+    with pytest.raises(ZeroDivisionError):
+        run(["devices", "list"])
+
+
+def test_the_command_exits_with_its_status_from_any_folder(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
+    for arguments, status in ((["devices", "list"], 0), (["report", "nowhere"], 2)):
+        command = [sys.executable, "-m", "nvcim.cli", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_sweep_table_has_a_line_per_trial() -> None:
+    row = {
+        "trial_id": "a",
+        "device": "RRAM1",
+        "weight_bits": 4,
+        "sigma": 0.1,
+        "status": "done",
+        "error": None,
+    }
+    failed = {
+        **row,
+        "trial_id": "b",
+        "metric": "none",
+        "score": None,
+        "status": "failed",
+        "error": "no memory",
+    }
+    rows = [{**row, "metric": "x", "score": 0.5}, {**row, "metric": "y", "score": 0.25}, failed]
+    table = sweep_table(rows)
+    assert table.row_count == 2
+    assert [column.header for column in table.columns][3:5] == ["x", "y"]
