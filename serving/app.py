@@ -6,6 +6,7 @@
 import asyncio
 import contextlib
 import errno
+import io
 import logging
 import re
 import signal
@@ -318,12 +319,22 @@ def _start(
     options = config.http_options.model_dump(exclude_unset=True) | {"host": host, "port": port}
     logger.setLevel(logging.WARNING)  # this process only asks; the replicas keep their own logs
     serve.start(proxy_location=config.proxy_location, http_options=options)
-    resources.callback(serve.shutdown)
+    resources.callback(_shut_serve_down)
     try:
         serve.run(app, name=APP_NAME, route_prefix="/")
         httpx.get(f"http://{_reachable(host)}:{port}/healthz", timeout=60).raise_for_status()
     except (RuntimeError, httpx.HTTPError) as error:
         raise RunError(f"the app does not start: {_startup_failure() or repr(error)}") from error
+
+
+def _shut_serve_down() -> None:
+    """Shut Serve down, without the line that Ray prints when Serve kills its own controller, as it always does."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # Ray prints what its raylet reports from a thread of this process
+        serve.shutdown()
+    for line in said.getvalue().splitlines():
+        if "ServeController.graceful_shutdown" not in line:
+            print(line)
 
 
 def _startup_failure() -> str | None:
