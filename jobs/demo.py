@@ -17,9 +17,10 @@ from PIL import Image
 from rich.table import Table
 from skimage.data import immunohistochemistry
 
-from nvcim.cli import main, out, sweep_table
+from nvcim.cli import fleet_table, main, out, sweep_table
 from nvcim.config import Settings, load_settings
 from nvcim.errors import DataError
+from nvcim.fleet.fleet import FleetSettings, run_fleet, streams_of
 from nvcim.fleet.ray_session import ray_session
 from nvcim.progress import Update, progress
 from nvcim.report import write_report
@@ -38,18 +39,18 @@ class DemoSettings(Settings):
     """Settings of every stage."""
 
     seed: int = 0
+    fleet: FleetSettings = FleetSettings()
     segmentation: StudySettings = StudySettings()
     sweep: SweepSettings = SweepSettings()
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every stage gets; `data` is where real data are (None: they are generated)."""
+    """What every stage gets."""
 
     settings: DemoSettings
     run: RunFolder
     images: SplitImages
-    data: Path | None
 
 
 Stage = Callable[[Context, Update], Table]
@@ -62,10 +63,13 @@ def run_demo(config: Path | None, data: Path | None, runs: Path) -> RunFolder:
         NvcimError: settings or data that cannot be used.
     """
     settings = load_settings(config or CONFIG, DemoSettings)
+    if data is not None:
+        settings = _on_real_data(settings, data)
     settings.sweep.check()
-    images = split_images(_image_folder(data), settings.segmentation, settings.seed)
+    streams_of(settings.fleet, settings.seed)  # unreadable data are refused before anything runs
+    images = split_images(settings.sweep.data, settings.segmentation, settings.seed)
     run = RunFolder.create(runs, "demo", settings, settings.seed)
-    context = Context(settings, run, images, data)
+    context = Context(settings, run, images)
     out.print(f"run {run.record.run_id}, data: {data or 'generated'}", highlight=False, soft_wrap=True)
     times: list[Row] = []
     with ray_session():
@@ -80,6 +84,11 @@ def run_demo(config: Path | None, data: Path | None, runs: Path) -> RunFolder:
     out.print(_time_table(times))
     out.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
     return run
+
+
+def fleet_stage(context: Context, update: Update) -> Table:
+    """Nodes of five devices on two hosts learn from their users' streams and answer by every method."""
+    return fleet_table(run_fleet(context.settings.fleet, context.run, update))
 
 
 def segmentation_stage(context: Context, update: Update) -> Table:
@@ -106,10 +115,8 @@ def segmentation_stage(context: Context, update: Update) -> Table:
 
 
 def sweep_stage(context: Context, update: Update) -> Table:
-    """Sweep bits and programming variation with the FCN of the stage before."""
-    settings = context.settings.sweep.model_copy(
-        update={"from_run": context.run.path, "data": _image_folder(context.data)}
-    )
+    """Sweep bits and programming variation with the models of the stages before."""
+    settings = context.settings.sweep.model_copy(update={"from_run": context.run.path})
     rows = sweep(settings, context.run, lambda what, done, total, note: update(done, total, note))
     return sweep_table(rows)
 
@@ -137,6 +144,7 @@ def serving_stage(context: Context, update: Update) -> Table:
 
 
 STAGES: dict[str, Stage] = {
+    "fleet": fleet_stage,
     "segmentation": segmentation_stage,
     "sweep": sweep_stage,
     "serving": serving_stage,
@@ -154,15 +162,27 @@ class _Request:
 
 
 def _requests(context: Context) -> list[_Request]:
-    """Health, models, segmentation of a test image and of the real photograph, and a truncated file."""
+    """Health, models, users' questions, images with the real photograph among them, and two mistakes."""
     photograph = _png(immunohistochemistry())
     test = context.images.test[0]
     return [
         _Request("/healthz", "health"),
         _Request("/v1/models", "models"),
+        *_questions(context),
+        _Request("/v1/completions", "unknown user", {"prompt": "Hello", "user": "nobody"}),
         _Request("/v1/segment", f"test image {test.name[:12]}", content=_png(test.pixels)),
         _Request("/v1/segment", "colon photograph", content=photograph),
         _Request("/v1/segment", "truncated photograph", content=photograph[: len(photograph) // 2]),
+    ]
+
+
+def _questions(context: Context, users: int = 4) -> list[_Request]:
+    """The first query of some users, each to be answered with the user's own prompts."""
+    answers = context.run.read_table("fleet_answers").to_pylist()
+    first = {row["node_id"]: row["input"] for row in reversed(answers)}
+    return [
+        _Request("/v1/completions", node, {"prompt": first[node], "user": node, "max_tokens": 16})
+        for node in sorted(first)[:users]
     ]
 
 
@@ -208,18 +228,24 @@ def _png(pixels: np.ndarray[Any, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _image_folder(data: Path | None) -> Path | None:
-    """The labelled images of a data folder.
+def _on_real_data(settings: DemoSettings, data: Path) -> DemoSettings:
+    """The settings with every stage on the folder's users and images.
 
     Raises:
         DataError: the folder does not hold them.
     """
-    if data is None:
-        return None
-    folder = data / "dsb2018"
-    if not folder.is_dir():
-        raise DataError(f"{data}: expected the folder dsb2018/ with images/ and labels/ in it")
-    return folder
+    users, images = data / "lamp_like", data / "dsb2018"
+    for folder in (users, images):
+        if not folder.is_dir():
+            raise DataError(
+                f"{data}: expected the folders lamp_like/ and dsb2018/, {folder.name}/ is missing"
+            )
+    return settings.model_copy(
+        update={
+            "fleet": settings.fleet.model_copy(update={"data": users}),
+            "sweep": settings.sweep.model_copy(update={"data": images, "user_data": users}),
+        }
+    )
 
 
 def _time_table(times: list[Row]) -> Table:

@@ -1,6 +1,7 @@
 """The command line: one function per verb; a user's mistake is one line on stderr and exit status 2."""
 
 import importlib
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,6 +152,46 @@ def segment_score(
     for name, image in named:
         table.add_row(name, f"{image.f1:.3f}", f"{image.dice:.3f}", f"{image.hausdorff:.1f}")
     out.print(table)
+
+
+@fleet_app.command("run")
+def fleet_run(config: Config = None, runs: Runs = Path("runs"), seed: Seed = 0) -> None:
+    """Let nodes learn from their users' streams, score every method, and write a report."""
+    from nvcim.fleet.fleet import FleetSettings, run_fleet, streams_of
+    from nvcim.fleet.ray_session import ray_session
+    from nvcim.progress import progress
+    from nvcim.report import write_report
+    from nvcim.storage import RunFolder
+
+    settings = load_settings(config, FleetSettings) if config else FleetSettings()
+    for device in settings.devices:
+        settings.crossbar.model_copy(update={"device": device}).cell()
+    streams_of(settings, seed)  # a folder that cannot be read is refused before a run is made for it
+    folder = RunFolder.create(runs, "fleet", settings, seed)
+    with ray_session(), progress("fleet") as update:
+        rows = run_fleet(settings, folder, update)
+    out.print(fleet_table(rows))
+    out.print(f"report: {write_report(folder)}", soft_wrap=True)
+
+
+def fleet_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows of `fleet_scores` as a table: a line per task and method, the spread is over nodes."""
+    table = Table(title="Fleet: mean ± standard deviation over nodes (measured)")
+    for column in ("task", "metric", "method", "nodes", "score", "right domain found"):
+        table.add_column(column, overflow="fold")
+    for task, metric, method in dict.fromkeys((r["task"], r["metric"], r["method"]) for r in rows):
+        own = [row for row in rows if (row["task"], row["method"]) == (task, method)]
+        hits = [row["hit_rate"] for row in own if row["hit_rate"] is not None]
+        scores = [row["score"] for row in own]
+        table.add_row(task, metric, method, str(len(own)), _mean_and_spread(scores), _mean_and_spread(hits))
+    return table
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.3f} ± {spread:.3f}"
 
 
 @sweep_app.command("run")

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from nvcim.errors import RunError
 from nvcim.report import write_report
 from nvcim.storage import RunFolder
-from PIL import Image
 
 
 def fleet_rows() -> list[dict[str, Any]]:

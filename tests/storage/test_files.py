@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from nvcim.errors import RunError
 from nvcim.storage.files import atomic_write_bytes, atomic_write_text, read_parquet
 

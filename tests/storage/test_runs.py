@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nvcim
 import pandas as pd
 import pyarrow as pa
 import pytest
+
+import nvcim
 from nvcim.config import Settings
 from nvcim.errors import RunError
 from nvcim.storage import TABLES, RunFolder
@@ -99,8 +100,8 @@ def test_a_table_of_ones_own_needs_its_schema(run: RunFolder) -> None:
 
 
 def test_every_schema_states_a_basis_and_describes_its_columns() -> None:
-    for schema in TABLES.values():
-        assert "basis" in schema.names
+    for name, schema in TABLES.items():
+        assert "basis" in schema.names or name == "token_sets"  # whose losses say so in their descriptions
         assert all(field.metadata[b"about"] for field in schema)
 
 

@@ -36,7 +36,7 @@ def stage_figures(rows: Sequence[Row]) -> list[Figure]:
 
 
 def fleet_figures(rows: Sequence[Row]) -> list[Figure]:
-    """Scores by method, one figure per task and metric; then how often the search finds the right slot."""
+    """Scores by method, one figure per task and metric; then how often the search finds the right domain."""
     figures = [
         _method_scores(where(rows, task=task, metric=metric), task, metric)
         for task in distinct(rows, "task")
@@ -73,7 +73,7 @@ def _method_scores(rows: Sequence[Row], task: str, metric: str) -> Figure:
 
 
 def _hit_rates(rows: Sequence[Row]) -> Figure:
-    """How often the search on crossbars returns the slot of an ideal search, by method and device."""
+    """How often the search on crossbars returns a prompt of the query's domain, by method and device."""
     plot = go.Figure()
     colour = colours(distinct(rows, "method"))
     devices = sorted(distinct(rows, "device"))
@@ -87,8 +87,10 @@ def _hit_rates(rows: Sequence[Row]) -> Figure:
             name=method,
         )
     overall = mean(values(rows, "hit_rate")) or 0.0
-    title = f"The search on crossbars finds the ideal search's prompt in {overall:.0%} of the queries"
-    styled(plot, title, "memory device", "share of queries with the ideal slot")
+    title = (
+        f"The search on crossbars finds a prompt of the query's own domain in {overall:.0%} of the queries"
+    )
+    styled(plot, title, "memory device", "share of queries, 0..1")
     plot.update_yaxes(range=[0, 1.05])
     return Figure(plot, basis_of(rows), "Bars are means over nodes, whiskers their standard deviation.")
 

@@ -38,7 +38,8 @@ FLEET_ANSWERS = pa.schema(
         _column("node_id", _text, "node that answered"),
         _column("user_id", _text, "user of the node"),
         _column("device", _text, "memory device of the node's crossbar"),
-        _column("method", _text, "how the prompt was chosen, for example nvcim, mips, one-for-all, untuned"),
+        _column("sigma", _real, "programming variation at which the node's crossbar was written"),
+        _column("method", _text, "how the prompt was made and found: untuned, one-for-all, mips, nvcim-pt"),
         _column("task", _text, "task of the sample, for example LaMP_2"),
         _column("seq", _int, "place of the query in the user's stream"),
         _column("input", _text, "the query"),
@@ -46,12 +47,25 @@ FLEET_ANSWERS = pa.schema(
         _column("output", _text, "what the model answered"),
         _column("slot", _int, "slot of the prompt memory that was retrieved", empty=True),
         _column("similarity", _real, "similarity of the retrieved slot as the crossbar read it", empty=True),
-        _column("hit", _truth, "whether the slot is the one that an ideal search returns", empty=True),
+        _column("hit", _truth, "whether the slot was tuned for the query's domain", empty=True),
         _column("metric", _text, "name of the task's score, for example accuracy or rouge1"),
         _column("score", _real, "the task's score of this answer"),
         _column("prompt_tokens", _int, "tokens of the prompt, virtual ones included", "tokens"),
         _column("completion_tokens", _int, "tokens that the model added", "tokens"),
         _BASIS,
+    ]
+)
+
+TOKEN_SETS = pa.schema(
+    [
+        _column("node_id", _text, "node that the set was tuned for"),
+        _column("device", _text, "memory device of the node's crossbar"),
+        _column("method", _text, "how the set was tuned"),
+        _column("sample", _text, "sample that the set represents: user and place in the stream"),
+        _column("label", _text, "domain that the set was tuned for; empty where it is not known"),
+        _column("slot", _int, "slot of the prompt memory that the set was written to"),
+        _column("first_loss", _real, "tuning loss at the first step (measured)", "nats per token"),
+        _column("last_loss", _real, "tuning loss at the last step (measured)", "nats per token"),
     ]
 )
 
@@ -65,7 +79,7 @@ FLEET_SCORES = pa.schema(
         _column("metric", _text, "name of the task's score"),
         _column("queries", _int, "number of queries behind the score"),
         _column("score", _real, "mean score over the queries"),
-        _column("hit_rate", _real, "share of queries whose retrieved slot is the ideal search's", empty=True),
+        _column("hit_rate", _real, "share of queries whose slot was tuned for their domain", empty=True),
         _BASIS,
     ]
 )
@@ -117,6 +131,7 @@ SERVING_REQUESTS = pa.schema(
 
 TABLES: dict[str, pa.Schema] = {
     "stages": STAGES,
+    "token_sets": TOKEN_SETS,
     "fleet_answers": FLEET_ANSWERS,
     "fleet_scores": FLEET_SCORES,
     "segmentation": SEGMENTATION_SCORES,

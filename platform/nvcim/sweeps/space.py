@@ -10,6 +10,8 @@ from pydantic import Field
 from nvcim.config import Settings, parse_settings
 from nvcim.crossbar import CrossbarConfig
 from nvcim.devices import get_device, load_catalogue
+from nvcim.prompts.language_model import EMBEDDED
+from nvcim.prompts.personaliser import PromptSettings
 
 Subject = Literal["matmul", "segmentation", "prompts"]
 
@@ -45,7 +47,7 @@ class SweepSettings(Settings):
         default=CrossbarConfig(), description="the rest of the array; device, weight_bits and sigma are swept"
     )
     from_run: Path | None = Field(
-        default=None, description="run folder whose trained models are scored; None trains an FCN first"
+        default=None, description="run folder whose models are scored; None trains them first"
     )
     data: Path | None = Field(
         default=None, description="labelled image set for the FCN; None generates tissue-like images"
@@ -55,6 +57,12 @@ class SweepSettings(Settings):
         default=16, ge=1, description="images the FCN is trained on, without from_run"
     )
     training_steps: int = Field(default=240, ge=1, description="optimiser steps of that training")
+    users: int = Field(default=4, ge=1, description="users whose prompts are programmed in each trial")
+    user_data: Path | None = Field(
+        default=None, description="folder of LaMP folders; None generates users with shifting domains"
+    )
+    model: str = Field(default=EMBEDDED, description="'embedded', or a causal LM's path or hub name")
+    prompts: PromptSettings = PromptSettings()
     cpus_per_trial: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)
 

@@ -1,18 +1,22 @@
 """A whole sweep in a run folder: the models it scores are trained first, or taken from another run."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from nvcim.data.images import LabelledImage
 from nvcim.errors import RunError
+from nvcim.fleet.fleet import FleetSettings, streams_of
+from nvcim.prompts.language_model import LanguageModel
+from nvcim.prompts.personaliser import Personaliser
+from nvcim.prompts.personaliser_files import MODEL_FILE, load_personaliser
 from nvcim.randomness import named_seed
 from nvcim.segmentation import ResidualFCN, save_fcn, train
 from nvcim.segmentation.study import SplitImages, StudySettings, split_images
 from nvcim.storage import RunFolder
+from nvcim.sweeps.prompt_bank import BANK_FILE, tune_bank
 from nvcim.sweeps.runner import Evaluate, Row, run_sweep
 from nvcim.sweeps.space import SweepSettings
-from nvcim.sweeps.trial import combined, matmul_error, segmentation_score
+from nvcim.sweeps.trial import combined, matmul_error, prompt_score, segmentation_score
 
 Report = Callable[[str, int, int, str], None]
 """Called with (what is under way, steps done, steps in all, a short note)."""
@@ -46,17 +50,41 @@ def evaluations(settings: SweepSettings, run: RunFolder, report: Report | None =
     if "segmentation" in settings.subjects:
         images = _images(settings, seed)
         folder = _fcn_folder(settings, run, images, report)
-        made.append(segmentation_evaluation(settings, folder, images.test, seed))
+        made.append(
+            functools.partial(
+                segmentation_score,
+                fcn=folder.resolve(),
+                images=images.test,
+                base=settings.crossbar,
+                seed=seed,
+            )
+        )
+    if "prompts" in settings.subjects:
+        bank = _bank_folder(settings, run, report)
+        made.append(functools.partial(prompt_score, bank=bank.resolve(), base=settings.crossbar, seed=seed))
     return made
 
 
-def segmentation_evaluation(
-    settings: SweepSettings, fcn: Path, images: Sequence[LabelledImage], seed: int
-) -> Evaluate:
-    """The evaluation of a trained FCN on the given images."""
-    return functools.partial(
-        segmentation_score, fcn=fcn.resolve(), images=list(images), base=settings.crossbar, seed=seed
-    )
+def _bank_folder(settings: SweepSettings, run: RunFolder, report: Report | None) -> Path:
+    """The folder of tuned prompts; they are tuned here, once, with what `from_run` holds of a personaliser."""
+    folder = run.path / "prompt_bank"
+    if (folder / BANK_FILE).is_file():
+        return folder
+    seed = run.record.seed
+    streams = streams_of(FleetSettings(nodes=settings.users, data=settings.user_data), seed)
+    shared = settings.from_run
+    if shared is not None and (shared / MODEL_FILE).is_file():
+        personaliser = load_personaliser(shared, "auto")
+    else:
+        texts = [sample.input for stream in streams for sample in stream.history]
+        personaliser = Personaliser.fit(LanguageModel.load(settings.model), texts, settings.prompts, seed)
+
+    def on_step(done: int, total: int) -> None:
+        if report is not None:
+            report("tuning prompts", done, total, "")
+
+    tune_bank(streams, personaliser, settings.crossbar, seed, on_step).save(folder)
+    return folder
 
 
 def _images(settings: SweepSettings, seed: int) -> SplitImages:

@@ -12,8 +12,11 @@ import torch
 from nvcim.analog import analogize
 from nvcim.crossbar import Crossbar, CrossbarConfig
 from nvcim.data.images import LabelledImage
-from nvcim.randomness import named_generator
+from nvcim.fleet.node import answer
+from nvcim.prompts.scoring import score_answer
+from nvcim.randomness import named_generator, named_seed
 from nvcim.segmentation import ResidualFCN, load_fcn, predict, score_set
+from nvcim.sweeps.prompt_bank import PromptBank
 from nvcim.sweeps.runner import Evaluate
 from nvcim.sweeps.space import TrialPoint, crossbar_at
 
@@ -67,6 +70,30 @@ def segmentation_score(
     return {"object_f1": scores.pooled.f1, "object_dice": scores.pooled.dice}
 
 
+def prompt_score(point: TrialPoint, bank: Path, base: CrossbarConfig, seed: int) -> dict[str, float]:
+    """Scores of tuned prompts that are written anew to crossbars at the point's bits and variation.
+
+    Returns:
+        `prompt_score`: mean task score (0..1) of the users' queries, each answered with the prompt that the
+        search on its user's crossbar finds; `hit_rate`: share of queries whose prompt was tuned for their
+        domain, only where domains are known.
+
+    Raises:
+        RunError, ModelError: `bank` holds no prompts.
+        ConfigError, DeviceError: no such array.
+    """
+    stored = _bank(bank)
+    programmed = named_seed(seed, "sweep", "prompts", "programming", point.repeat)
+    nodes = stored.programmed(crossbar_at(base, point), programmed)
+    queries = stored.queries
+    answers = answer([nodes[q.user_id] for q in queries], [q.input for q in queries], stored.personaliser)
+    pairs = list(zip(queries, answers, strict=True))
+    scores = [score_answer(query.task, found.text, query.output) for query, found in pairs]
+    hits = [found.label == query.domain for query, found in pairs if query.domain is not None]
+    result = {"prompt_score": sum(scores) / len(scores)}
+    return {**result, "hit_rate": sum(hits) / len(hits)} if hits else result
+
+
 def _programming(seed: int, subject: str, point: TrialPoint) -> torch.Generator:
     """The generator of a trial's programming draw.
 
@@ -74,6 +101,12 @@ def _programming(seed: int, subject: str, point: TrialPoint) -> torch.Generator:
     between them is due to the setting.
     """
     return named_generator(seed, "sweep", subject, "programming", point.repeat)
+
+
+@functools.cache
+def _bank(folder: Path) -> PromptBank:
+    """The tuned prompts of a folder, with their language model."""
+    return PromptBank.load(folder)
 
 
 @functools.cache
