@@ -1,6 +1,7 @@
 """The command line: one function per verb; a user's mistake is one line on stderr and exit status 2."""
 
 import importlib
+import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; errors that are not the user's pass through."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # its bars would cut through ours
     try:
         status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except NvcimError as error:

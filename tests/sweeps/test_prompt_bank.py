@@ -11,7 +11,6 @@ from nvcim.errors import DataError, RunError
 from nvcim.prompts.autoencoder import AutoencoderSettings
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.personaliser import Personaliser, PromptSettings
-from nvcim.prompts.pretraining import PretrainSettings, instructions_of, new_model, train_tokenizer
 from nvcim.prompts.tuning import TuningSettings
 from nvcim.sweeps.prompt_bank import PromptBank, tune_bank
 from nvcim.sweeps.space import TrialPoint
@@ -22,14 +21,8 @@ USERS = generate_users(2, UserSettings(domains=2, period=6, queries_per_domain=2
 
 
 @pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bank(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
     """The prompts of two users, tuned a little for a random LM: what counts here is how they are stored."""
-    texts = [f"{s.input} {s.output}" for user in USERS for s in user.history]
-    tokenizer = train_tokenizer(texts, instructions_of(USERS), 400)
-    model = new_model(tokenizer, PretrainSettings(hidden=32, layers=2, heads=2), seed=0)
-    folder = tmp_path_factory.mktemp("lm")
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
     settings = PromptSettings(
         buffer=6,
         representatives=2,
@@ -38,7 +31,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tuning=TuningSettings(steps=2),
         autoencoder=AutoencoderSettings(code=16, steps=5),
     )
-    lm = LanguageModel.load(str(folder), "cpu")
+    lm = LanguageModel.load(str(tiny_lm), "cpu")
     personaliser = Personaliser.fit(lm, [s.input for u in USERS for s in u.history], settings, seed=0)
     steps: list[tuple[int, int]] = []
     made = tune_bank(USERS, personaliser, EXACT, 3, lambda *step: steps.append(step))

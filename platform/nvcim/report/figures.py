@@ -69,6 +69,7 @@ def _method_scores(rows: Sequence[Row], task: str, metric: str) -> Figure:
     if best != worst:
         title += f", {worst} {means[worst]:.2f}"
     styled(plot, title, "how the prompt is chosen", f"{metric} over a node's queries")
+    plot.update_yaxes(rangemode="tozero")
     return Figure(plot, basis_of(rows), "Each point is a node; its colour and shape tell its memory device.")
 
 
@@ -213,6 +214,7 @@ def _score_map(rows: Sequence[Row], metric: str, device: str) -> Figure:
         text=[["" if value is None else f"{value:.3g}" for value in line] for line in table],
         texttemplate="%{text}",
         colorscale=SEQUENTIAL,
+        reversescale=rows[0]["better"] == "min",  # bright is good
         colorbar={"title": metric},
     )
     pick: Callable[..., Row] = max if rows[0]["better"] == "max" else min

@@ -1,6 +1,7 @@
 """Tuned prompts before they are written anywhere, so that each trial can program them to a crossbar of its own."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,13 +113,15 @@ def tune_bank(
             made = personaliser.jobs(stream.history[start : start + size], config, own)
             owners += [stream.user_id] * len(made)
             jobs += made
+    tuning = personaliser.settings.tuning
+    batches = math.ceil(sum(len(entry.job.samples) for entry in jobs) / tuning.rows_per_batch)
     steps = 0
 
     def step() -> None:
         nonlocal steps
         steps += 1
         if on_step is not None:
-            on_step(steps, max(steps, personaliser.settings.tuning.steps))
+            on_step(steps, max(steps, batches * tuning.steps))  # a batch may be cut short by a large job
 
     tuned = personaliser.tune(jobs, NVCIM_PT, step)
     sets = tuple(StoredSet(o, t.label, t.codes) for o, t in zip(owners, tuned, strict=True))
