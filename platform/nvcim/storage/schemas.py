@@ -33,6 +33,20 @@ STAGES = pa.schema(
     ]
 )
 
+TOKEN_SETS = pa.schema(
+    [
+        _column("node_id", _text, "node that tuned the set"),
+        _column("device", _text, "memory device of the node's crossbar"),
+        _column("method", _text, "how it was tuned"),
+        _column("sample", _text, "representative sample it was tuned for"),
+        _column("label", _text, "domain of that sample, empty where unknown"),
+        _column("slot", _int, "place in the prompt memory"),
+        _column("first_loss", _real, "answer loss at the first tuning step", "nats per token"),
+        _column("last_loss", _real, "answer loss at the last tuning step", "nats per token"),
+        _BASIS,
+    ]
+)
+
 FLEET_ANSWERS = pa.schema(
     [
         _column("node_id", _text, "node that answered"),
@@ -131,6 +145,7 @@ SERVING_REQUESTS = pa.schema(
 
 TABLES: dict[str, pa.Schema] = {
     "stages": STAGES,
+    "token_sets": TOKEN_SETS,
     "token_sets": TOKEN_SETS,
     "fleet_answers": FLEET_ANSWERS,
     "fleet_scores": FLEET_SCORES,

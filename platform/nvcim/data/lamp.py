@@ -1,0 +1,230 @@
+"""LaMP's JSON layout: `{split}_questions.json` and `{split}_outputs.json`, read as one stream per user.
+
+Layout and the way a profile becomes training pairs follow the LaMP benchmark (Salemi et al., arXiv 2304.11406):
+LaMP-1 title -> abstract, 2 text -> tag, 3 text -> score, 4 and 5 text -> title, 7 a tweet's beginning -> its rest.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nvcim.errors import DataError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing a user wrote: what was asked (`input`, a whole prompt) and what the user answered (`output`)."""
+
+    user_id: str
+    seq: int
+    task: str
+    input: str
+    output: str
+    domain: str | None = None
+
+
+@dataclass(frozen=True)
+class UserStream:
+    """A user's past in the order it was written, and the questions to be scored on."""
+
+    user_id: str
+    task: str
+    history: tuple[Sample, ...]
+    queries: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class TaskFormat:
+    """How a task's prompt is made from a profile item.
+
+    `fields` are the source fields in order of preference, `target` the answer's field, `marker` the last words of
+    the instruction: a question's input up to its marker is the instruction of its whole profile.
+    """
+
+    fields: tuple[str, ...]
+    target: str
+    marker: str
+
+
+TASKS: dict[str, TaskFormat] = {
+    "LaMP_1": TaskFormat(("title",), "abstract", ""),
+    "LaMP_2": TaskFormat(("description", "text"), "tag", "description:"),
+    "LaMP_2N": TaskFormat(("text",), "category", "article:"),
+    "LaMP_3": TaskFormat(("text",), "score", "review:"),
+    "LaMP_4": TaskFormat(("text",), "title", "article:"),
+    "LaMP_5": TaskFormat(("abstract", "text"), "title", "paper:"),
+    "LaMP_7": TaskFormat(("text",), "", "after it:"),
+}
+
+LAMP1_INSTRUCTION = "Write the abstract of the paper with this title:"
+TWEET_BEGINNING = 0.25
+"""Share of a tweet's words that is given; LaMP's code uses 10 to 25 %."""
+
+
+def read_lamp(folder: Path, split: str = "dev") -> list[UserStream]:
+    """Read one task's folder in LaMP's layout.
+
+    Questions with the same `user_id` become one stream, whose history is the shortest of their profiles (by `date`
+    where items carry one): a later question's profile may hold an earlier question's answer. A question without
+    `user_id` is a user of its own.
+
+    Raises:
+        DataError: a missing or malformed file, or a missing key (file, id and key are named).
+    """
+    questions_path, outputs_path = folder / f"{split}_questions.json", folder / f"{split}_outputs.json"
+    questions = _read_json(questions_path)
+    outputs = _read_json(outputs_path)
+    if not isinstance(questions, list):
+        raise DataError(f"{questions_path}: expected a list of questions")
+    if not isinstance(outputs, Mapping):
+        raise DataError(f"{outputs_path}: expected a mapping with the keys 'task' and 'golds'")
+    task = str(_key(outputs, "task", outputs_path, "top level"))
+    if task not in TASKS:
+        raise DataError(f"{outputs_path}: task '{task}' is not known; allowed: {', '.join(TASKS)}")
+    golds = {
+        _key(gold, "id", outputs_path, f"golds[{i}]"): str(
+            _key(gold, "output", outputs_path, gold.get("id", i))
+        )
+        for i, gold in enumerate(_key(outputs, "golds", outputs_path, "top level"))
+    }
+    by_user: dict[str, list[Mapping[str, Any]]] = {}
+    for i, question in enumerate(questions):
+        identity = _key(question, "id", questions_path, f"question {i}")
+        for key in ("input", "profile"):
+            _key(question, key, questions_path, identity)
+        if identity not in golds:
+            raise DataError(f"{outputs_path}: id '{identity}' of {questions_path.name} has no gold output")
+        by_user.setdefault(str(question.get("user_id", identity)), []).append(question)
+    return [_stream(user, task, asked, golds, questions_path) for user, asked in by_user.items()]
+
+
+def read_lamp_folders(root: Path, split: str = "dev") -> list[UserStream]:
+    """Read every LaMP folder below `root` (those that hold `{split}_questions.json`), in order of name.
+
+    Users of different tasks are different streams; their ids get the task as a prefix.
+
+    Raises:
+        DataError: no such folder below `root`, or what `read_lamp` raises.
+    """
+    folders = sorted(path.parent for path in root.glob(f"*/{split}_questions.json"))
+    if not folders:
+        raise DataError(f"{root}: no folder below it holds {split}_questions.json")
+    streams = []
+    for folder in folders:
+        for stream in read_lamp(folder, split):
+            user = f"{stream.task}-{stream.user_id}"
+            history = tuple(replace(sample, user_id=user) for sample in stream.history)
+            queries = tuple(replace(sample, user_id=user) for sample in stream.queries)
+            streams.append(UserStream(user, stream.task, history, queries))
+    return streams
+
+
+def held_back(user_id: str) -> bool:
+    """Whether a user belongs to the quarter (by a hash of the id) that no base model is trained on."""
+    return zlib.crc32(user_id.rpartition("-")[2].encode("utf-8")) % 4 == 0
+
+
+def write_lamp(streams: Sequence[UserStream], folder: Path, split: str = "dev") -> None:
+    """Write streams of one task in LaMP's layout (plus the extra keys `user_id` and `domain`).
+
+    Raises:
+        DataError: the streams are empty or of several tasks.
+    """
+    tasks = sorted({stream.task for stream in streams})
+    if len(tasks) != 1:
+        raise DataError(f"{folder}: one LaMP folder holds one task, given: {', '.join(tasks) or 'none'}")
+    questions, golds = [], []
+    for stream in streams:
+        profile = [_profile_item(sample) for sample in stream.history]
+        for sample in stream.queries:
+            identity = f"{stream.user_id}-q{sample.seq}"
+            questions.append(
+                {"id": identity, "user_id": stream.user_id, "input": sample.input, "profile": profile}
+                | ({"domain": sample.domain} if sample.domain else {})
+            )
+            golds.append({"id": identity, "output": sample.output})
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("questions", questions), ("outputs", {"task": tasks[0], "golds": golds})):
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        (folder / f"{split}_{name}.json").write_text(text, encoding="utf-8")
+
+
+def split_tweet(text: str) -> tuple[str, str]:
+    """Split a tweet into its given beginning and the rest (both non-empty when it has two words or more)."""
+    words = text.split()
+    given = max(1, round(len(words) * TWEET_BEGINNING))
+    return " ".join(words[:given]), " ".join(words[given:])
+
+
+def _stream(
+    user: str, task: str, asked: Iterable[Mapping[str, Any]], golds: Mapping[str, str], path: Path
+) -> UserStream:
+    """One user's stream from that user's questions."""
+    asked = list(asked)
+    oldest = min(asked, key=lambda question: len(question["profile"]))
+    profile = sorted(oldest["profile"], key=lambda item: str(item.get("date", "")))
+    instruction = _instruction(task, oldest["input"])
+    history = []
+    for item in profile:
+        source, target = _pair(task, item, path)
+        if source and target:
+            history.append(
+                Sample(user, len(history), task, f"{instruction} {source}", target, item.get("domain"))
+            )
+    queries = tuple(
+        Sample(user, i, task, question["input"], golds[question["id"]], question.get("domain"))
+        for i, question in enumerate(asked)
+    )
+    return UserStream(user, task, tuple(history), queries)
+
+
+def _instruction(task: str, question_input: str) -> str:
+    """The instruction of a question: its input up to and with the task's marker."""
+    marker = TASKS[task].marker
+    if not marker:
+        return LAMP1_INSTRUCTION
+    head, found, _ = question_input.partition(marker)
+    return head + found if found else marker
+
+
+def _pair(task: str, item: Mapping[str, Any], path: Path) -> tuple[str, str]:
+    """(what was asked, what the user wrote) of a profile item."""
+    form = TASKS[task]
+    identity = item.get("id", "?")
+    source = next((str(item[field]) for field in form.fields if field in item), None)
+    if source is None:
+        raise DataError(f"{path}: profile item '{identity}' has no key '{form.fields[0]}'")
+    if task == "LaMP_7":
+        return split_tweet(source)
+    return source, str(_key(item, form.target, path, identity))
+
+
+def _profile_item(sample: Sample) -> dict[str, Any]:
+    """The profile item that `_pair` turns back into the sample."""
+    form = TASKS[sample.task]
+    source = sample.input.partition(form.marker)[2].strip()
+    item: dict[str, Any] = {"id": f"{sample.user_id}-{sample.seq}"}
+    if sample.task == "LaMP_7":
+        item["text"] = f"{source} {sample.output}"
+    else:
+        item |= {form.fields[0]: source, form.target: sample.output}
+    return item | ({"domain": sample.domain} if sample.domain else {})
+
+
+def _key(mapping: Any, key: str, path: Path, identity: object) -> Any:
+    """`mapping[key]`, or a DataError that names file, id and key."""
+    if not isinstance(mapping, Mapping) or key not in mapping:
+        raise DataError(f"{path}: '{identity}' has no key '{key}'")
+    return mapping[key]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from error

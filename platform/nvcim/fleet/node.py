@@ -1,0 +1,267 @@
+"""One emulated edge device: plain data. What many nodes do at once are functions over nodes, in shared batches.
+
+A node observes its user's stream into a buffer; a full buffer is drained, its representatives become token sets, and
+those are written to the node's own crossbar (its device, its draws). A question searches that crossbar.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from nvcim.crossbar import CrossbarConfig
+from nvcim.data.lamp import Sample
+from nvcim.errors import ConfigError, DataError, RunError
+from nvcim.prompts.buffer import DataBuffer
+from nvcim.prompts.generation import generate
+from nvcim.prompts.memory import PromptMemory
+from nvcim.prompts.personaliser import METHODS, NVCIM_PT, ONE_FOR_ALL, CodeJob, Method, Personaliser
+from nvcim.randomness import named_generator, named_seed
+from nvcim.storage.files import atomic_write_bytes, atomic_write_text
+
+UNTUNED = "untuned"
+"""The frozen LM without virtual tokens."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A node's answer: the text, and which stored set it was generated with (None: without)."""
+
+    text: str
+    slot: int | None
+    label: str | None
+    score: float | None
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+
+
+@dataclass
+class EdgeNode:
+    """State of one node.
+
+    Attributes:
+        node_id: unique in a fleet; a user's endpoint id.
+        config: the node's crossbar, device included.
+        seed: the run's seed; every draw is named by it, the node, its purpose and a count.
+        buffer: samples since the last learning.
+        memories: a prompt memory per method.
+        observed: samples seen so far.
+        learnt: how often the buffer was learnt from.
+    """
+
+    node_id: str
+    config: CrossbarConfig
+    seed: int
+    buffer: DataBuffer
+    memories: dict[str, PromptMemory] = field(default_factory=dict)
+    observed: int = 0
+    learnt: int = 0
+
+    @classmethod
+    def new(cls, node_id: str, config: CrossbarConfig, seed: int, personaliser: Personaliser) -> "EdgeNode":
+        """A node that has seen nothing yet."""
+        settings = personaliser.settings
+        memories = {name: personaliser.new_memory(config, settings.capacity) for name in METHODS}
+        memories[ONE_FOR_ALL.name] = personaliser.new_memory(config, 1)
+        return cls(node_id, config, seed, DataBuffer(settings.buffer), memories)
+
+    def observe(self, sample: Sample) -> None:
+        """Take one sample of the user's stream."""
+        self.buffer.add(sample)
+        self.observed += 1
+
+    def write(self, method: str, codes: torch.Tensor, label: str) -> int:
+        """Program a token set; its draw is named by node, method and write count. Returns its place."""
+        memory = self.memories[method]
+        generator = named_generator(self.seed, self.node_id, "write", method, memory.written)
+        return memory.write(codes, label, generator)
+
+    def save(self, folder: Path) -> None:
+        """Write the node's state; complete or not at all (the settings file goes last)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{method}/{key}": value.contiguous()
+            for method, memory in self.memories.items()
+            for key, value in memory.state_dict().items()
+        }
+        atomic_write_bytes(folder / "cells.safetensors", save(tensors))
+        content = {
+            "node_id": self.node_id,
+            "seed": self.seed,
+            "observed": self.observed,
+            "learnt": self.learnt,
+            "config": self.config.model_dump(mode="json"),
+            "buffer": {
+                "capacity": self.buffer.capacity,
+                "samples": [asdict(sample) for sample in self.buffer],
+            },
+            "memories": {method: _describe(memory) for method, memory in self.memories.items()},
+        }
+        atomic_write_text(folder / "node.json", json.dumps(content, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> "EdgeNode":
+        """Read what `save` wrote: the same cells, not a new draw.
+
+        Raises:
+            RunError: the folder does not hold a node, or an incomplete one.
+        """
+        try:
+            content = json.loads((folder / "node.json").read_text(encoding="utf-8"))
+            tensors = load_file(folder / "cells.safetensors")
+            config = CrossbarConfig.model_validate(content["config"])
+            samples = [Sample(**sample) for sample in content["buffer"]["samples"]]
+            memories = {}
+            for method, about in content["memories"].items():
+                memory = PromptMemory(config, about["tokens"], about["code"], about["capacity"])
+                state = {k.partition("/")[2]: v for k, v in tensors.items() if k.partition("/")[0] == method}
+                memory.load_state(state, about["labels"], about["writes"])
+                memories[method] = memory
+            return cls(
+                content["node_id"],
+                config,
+                content["seed"],
+                DataBuffer(content["buffer"]["capacity"], samples),
+                memories,
+                content["observed"],
+                content["learnt"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, ConfigError, SafetensorError) as error:
+            raise RunError(f"{folder}: not a complete node ({type(error).__name__}: {error})") from error
+
+
+def learn(
+    nodes: Sequence[EdgeNode],
+    personaliser: Personaliser,
+    methods: Sequence[Method] = tuple(METHODS.values()),
+    on_step: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Let every node with a non-empty buffer learn from it, all in shared batches; returns a row per set written."""
+    drained: list[tuple[EdgeNode, list[CodeJob]]] = []
+    for node in nodes:
+        if len(node.buffer):
+            seed = named_seed(node.seed, node.node_id, "learn", node.learnt)
+            drained.append((node, personaliser.jobs(node.buffer.drain(), node.config, seed)))
+            node.learnt += 1
+    owners = [node for node, jobs in drained for _ in jobs]
+    jobs = [job for _, jobs in drained for job in jobs]
+    return [row for method in methods for row in _tune_and_write(owners, jobs, method, personaliser, on_step)]
+
+
+def learn_one_for_all(
+    nodes: Sequence[EdgeNode],
+    samples: Sequence[Sequence[Sample]],
+    personaliser: Personaliser,
+    on_step: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """The baseline: for each node one set tuned on samples[i], from all of its domains."""
+    jobs = [
+        personaliser.one_for_all_job(some, node.config, named_seed(node.seed, node.node_id, "one-for-all"))
+        for node, some in zip(nodes, samples, strict=True)
+    ]
+    return _tune_and_write(nodes, jobs, ONE_FOR_ALL, personaliser, on_step)
+
+
+def answer(
+    nodes: Sequence[EdgeNode],
+    questions: Sequence[str],
+    personaliser: Personaliser,
+    method: str = NVCIM_PT.name,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[Answer]:
+    """nodes[i] answers questions[i]; searches run on each node's array, generation in one batch.
+
+    A node whose memory is empty answers untuned, and its answer says so (`slot` is None).
+
+    Raises:
+        DataError: a question that does not fit the context, or an unknown method.
+    """
+    if method not in (*METHODS, ONE_FOR_ALL.name, UNTUNED):
+        raise DataError(
+            f"method '{method}' is not known; allowed: {', '.join((*METHODS, ONE_FOR_ALL.name, UNTUNED))}"
+        )
+    found: list[tuple[int | None, float | None]] = [(None, None)] * len(questions)
+    if method != UNTUNED and questions:
+        found = _search(nodes, questions, personaliser, method)
+    tokens = [
+        None if place is None else personaliser.decode(node.memories[method].read(place))
+        for node, (place, _) in zip(nodes, found, strict=True)
+    ]
+    limit = personaliser.settings.max_new_tokens if max_new_tokens is None else max_new_tokens
+    texts = generate(personaliser.lm, questions, tokens, limit, temperature, seed)
+    return [
+        Answer(
+            text.text,
+            place,
+            None if place is None else node.memories[method].slots[place].label,
+            score,
+            text.prompt_tokens,
+            text.completion_tokens,
+            text.finish_reason,
+        )
+        for node, (place, score), text in zip(nodes, found, texts, strict=True)
+    ]
+
+
+def _search(
+    nodes: Sequence[EdgeNode], questions: Sequence[str], personaliser: Personaliser, method: str
+) -> list[tuple[int | None, float | None]]:
+    """(place, score) of the best stored set per question; the questions of one node share one read of its array."""
+    codes = personaliser.encode_queries(questions)
+    scales = METHODS[method].scales if method in METHODS else ONE_FOR_ALL.scales
+    asked: dict[str, list[int]] = {}
+    for i, node in enumerate(nodes):
+        asked.setdefault(node.node_id, []).append(i)
+    found: list[tuple[int | None, float | None]] = [(None, None)] * len(questions)
+    for indices in asked.values():
+        memory = nodes[indices[0]].memories[method]
+        if len(memory):
+            best = memory.search(codes[indices], scales).max(dim=1)
+            for i, place, score in zip(indices, best.indices.tolist(), best.values.tolist(), strict=True):
+                found[i] = (place, score)
+    return found
+
+
+def _tune_and_write(
+    owners: Sequence[EdgeNode],
+    jobs: Sequence[CodeJob],
+    method: Method,
+    personaliser: Personaliser,
+    on_step: Callable[[], None],
+) -> list[dict[str, Any]]:
+    rows = []
+    for node, tuned in zip(owners, personaliser.tune(jobs, method, on_step), strict=True):
+        place = node.write(method.name, tuned.codes, tuned.label)
+        rows.append(
+            {
+                "node_id": node.node_id,
+                "device": node.config.device,
+                "method": method.name,
+                "sample": tuned.result.name,
+                "label": tuned.label,
+                "slot": place,
+                "first_loss": tuned.result.first_loss,
+                "last_loss": tuned.result.last_loss,
+                "basis": "measured",
+            }
+        )
+    return rows
+
+
+def _describe(memory: PromptMemory) -> dict[str, Any]:
+    """What a memory's state needs beside its cells."""
+    return {
+        "tokens": memory.tokens,
+        "code": memory.code,
+        "capacity": memory.capacity,
+        "labels": [slot.label for slot in memory.slots],
+        "writes": [slot.writes for slot in memory.slots],
+    }
