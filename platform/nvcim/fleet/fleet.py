@@ -12,7 +12,7 @@ from nvcim.data.lamp import UserStream, held_back, read_lamp_folders
 from nvcim.data.users import UserSettings, generate_users
 from nvcim.errors import DataError
 from nvcim.fleet.host import NodeHost
-from nvcim.fleet.streams import score_nodes
+from nvcim.fleet.streams import fitted, score_nodes
 from nvcim.prompts.language_model import EMBEDDED, LanguageModel
 from nvcim.prompts.personaliser import Personaliser, PromptSettings
 from nvcim.prompts.personaliser_files import save_personaliser
@@ -140,6 +140,9 @@ def run_fleet(
     streams = streams_of(settings, seed)
     on_progress(0, 4, "autoencoder")
     lm = LanguageModel.load(settings.model, settings.compute)
+    streams, cut = fitted(streams, lm, settings.prompts)
+    if cut:
+        on_progress(0, 4, f"{cut} samples were longer than the model's context and lost their ends")
     texts = [sample.input for stream in streams for sample in stream.history]
     save_personaliser(Personaliser.fit(lm, texts, settings.prompts, seed), run.path)
     with Fleet(run.path, settings, seed) as fleet:

@@ -4,12 +4,14 @@ A host runs these functions on the nodes it holds. Results do not depend on whic
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nvcim.data.lamp import Sample, UserStream
 from nvcim.errors import DataError
 from nvcim.fleet.node import UNTUNED, Answer, EdgeNode, answer, learn, learn_one_for_all
-from nvcim.prompts.personaliser import METHODS, ONE_FOR_ALL, Personaliser
+from nvcim.prompts.language_model import LanguageModel
+from nvcim.prompts.personaliser import METHODS, ONE_FOR_ALL, Personaliser, PromptSettings
 from nvcim.prompts.scoring import metric_name, score_answer
 
 Row = dict[str, Any]
@@ -45,6 +47,37 @@ def take_in(
     spread = [_spread(stream.history, personaliser.settings.one_for_all_samples) for stream in streams]
     rows += learn_one_for_all([nodes[s.user_id] for s in streams], spread, personaliser, on_step)
     return rows
+
+
+def fitted(
+    streams: Sequence[UserStream], lm: LanguageModel, settings: PromptSettings
+) -> tuple[list[UserStream], int]:
+    """Cut texts that do not fit the LM's context beside the virtual tokens and an answer.
+
+    Returns:
+        The streams (questions and learnt answers shortened from their ends; a query's reference answer is never
+        touched), and how many samples were cut.
+    """
+    room = lm.context - settings.tuning.tokens - settings.max_new_tokens - 1
+    cut = 0
+
+    def fit(sample: Sample, answer_limit: int | None) -> Sample:
+        nonlocal cut
+        given = lm.shortened(sample.input, room)
+        said = sample.output if answer_limit is None else lm.shortened(sample.output, answer_limit)
+        cut += given != sample.input or said != sample.output
+        return replace(sample, input=given, output=said)
+
+    new = [
+        UserStream(
+            stream.user_id,
+            stream.task,
+            tuple(fit(sample, settings.max_new_tokens) for sample in stream.history),
+            tuple(fit(sample, None) for sample in stream.queries),
+        )
+        for stream in streams
+    ]
+    return new, cut
 
 
 def answer_queries(

@@ -92,6 +92,13 @@ class LanguageModel:
         """Token ids of a question as the model is asked it, answer mark included."""
         return list(self.tokenizer(text + ANSWER_MARK)["input_ids"])
 
+    def shortened(self, text: str, limit: int) -> str:
+        """The text, its end cut off word by word where it would take more than `limit` tokens as a question."""
+        words = text.split(" ")
+        while len(words) > 1 and (length := len(self.question_ids(" ".join(words)))) > limit:
+            words = words[: max(1, min(len(words) - 1, int(len(words) * limit / length)))]
+        return " ".join(words)
+
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an answer, end of text included."""
         ids = list(self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"])

@@ -25,7 +25,8 @@ from nvcim.prompts.language_model import ANSWER_MARK
 from nvcim.randomness import named_seed
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-IGNORED = -100
+ANSWER_ROOM = 48
+"""Tokens of the context that a document leaves for the last answer, however long its questions are."""
 
 
 class PretrainSettings(Settings):
@@ -156,8 +157,13 @@ def encode_document(
 
     if document.about:
         add(document.about, settings.text_weight)
+    room = settings.context - ANSWER_ROOM
     for given, answer in document.samples:
-        add(given + ANSWER_MARK, settings.text_weight, opens=True)
+        if len(ids) >= room:
+            break
+        add(given, settings.text_weight, opens=True)
+        del ids[room:], weights[room:]
+        add(ANSWER_MARK, settings.text_weight)
         add(f" {answer}", 1.0, closes=True)
     return ids[: settings.context], weights[: settings.context]
 
