@@ -13,6 +13,8 @@ from PIL import Image
 from nvcim.cli import run, sweep_table
 from nvcim.data.images import write_image_set, write_instances
 from nvcim.data.tissue import TissueSettings, generate_tissue
+from nvcim.errors import DataError
+from nvcim.fleet.ray_session import RaySession
 
 ROOT = Path(__file__).parents[1]
 Shell = Callable[..., tuple[int, str, str]]
@@ -145,6 +147,19 @@ def test_a_mask_of_another_size_and_a_truncated_image_are_refused(
     status, _, err = shell("segment", "train", tmp_path / "set", "--out", tmp_path / "m")
     assert status == 2
     assert "a.png" in err
+
+
+def test_a_mistake_that_a_worker_finds_is_one_line_too(
+    shell: Shell, ray_local: RaySession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    @ray.remote
+    def find() -> None:
+        raise DataError("sample 7 is too long")
+
+    monkeypatch.setattr("nvcim.devices.load_catalogue", lambda _: ray.get(find.remote()))
+    assert shell("devices", "list") == (2, "", "nvcim: sample 7 is too long\n")
 
 
 def test_an_interrupted_command_is_status_130(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except NvcimError as error:
-        print(f"nvcim: {_one_line(str(error))}", file=sys.stderr)
+        # What a Ray worker raised comes back with the worker's traceback as its text and the error as `cause`.
+        print(f"nvcim: {_one_line(str(getattr(error, 'cause', error)))}", file=sys.stderr)
         return 2
     except typer.Exit as stop:
         return stop.exit_code

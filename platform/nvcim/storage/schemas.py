@@ -70,19 +70,6 @@ FLEET_ANSWERS = pa.schema(
     ]
 )
 
-TOKEN_SETS = pa.schema(
-    [
-        _column("node_id", _text, "node that the set was tuned for"),
-        _column("device", _text, "memory device of the node's crossbar"),
-        _column("method", _text, "how the set was tuned"),
-        _column("sample", _text, "sample that the set represents: user and place in the stream"),
-        _column("label", _text, "domain that the set was tuned for; empty where it is not known"),
-        _column("slot", _int, "slot of the prompt memory that the set was written to"),
-        _column("first_loss", _real, "tuning loss at the first step (measured)", "nats per token"),
-        _column("last_loss", _real, "tuning loss at the last step (measured)", "nats per token"),
-    ]
-)
-
 FLEET_SCORES = pa.schema(
     [
         _column("node_id", _text, "node that was scored"),
@@ -145,7 +132,6 @@ SERVING_REQUESTS = pa.schema(
 
 TABLES: dict[str, pa.Schema] = {
     "stages": STAGES,
-    "token_sets": TOKEN_SETS,
     "token_sets": TOKEN_SETS,
     "fleet_answers": FLEET_ANSWERS,
     "fleet_scores": FLEET_SCORES,
