@@ -6,7 +6,7 @@ LaMP-1 title -> abstract, 2 text -> tag, 3 text -> score, 4 and 5 text -> title,
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,17 +84,19 @@ def read_lamp(folder: Path, split: str = "dev") -> list[UserStream]:
     task = str(_key(outputs, "task", outputs_path, "top level"))
     if task not in TASKS:
         raise DataError(f"{outputs_path}: task '{task}' is not known; allowed: {', '.join(TASKS)}")
-    golds = {
-        _key(gold, "id", outputs_path, f"golds[{i}]"): str(
-            _key(gold, "output", outputs_path, gold.get("id", i))
-        )
-        for i, gold in enumerate(_key(outputs, "golds", outputs_path, "top level"))
-    }
+    golds: dict[str, str] = {}
+    for i, gold in enumerate(_key(outputs, "golds", outputs_path, "top level", list)):
+        identity = _identity(gold, outputs_path, f"golds[{i}]", golds)
+        golds[identity] = str(_key(gold, "output", outputs_path, identity))
     by_user: dict[str, list[Mapping[str, Any]]] = {}
+    seen: set[str] = set()
     for i, question in enumerate(questions):
-        identity = _key(question, "id", questions_path, f"question {i}")
-        for key in ("input", "profile"):
-            _key(question, key, questions_path, identity)
+        identity = _identity(question, questions_path, f"question {i}", seen)
+        seen.add(identity)
+        _key(question, "input", questions_path, identity, str)
+        for item in _key(question, "profile", questions_path, identity, list):
+            if not isinstance(item, Mapping):
+                raise DataError(f"{questions_path}: '{identity}' has a profile item that is no object")
         if identity not in golds:
             raise DataError(f"{outputs_path}: id '{identity}' of {questions_path.name} has no gold output")
         by_user.setdefault(str(question.get("user_id", identity)), []).append(question)
@@ -131,16 +133,21 @@ def write_lamp(streams: Sequence[UserStream], folder: Path, split: str = "dev") 
     """Write streams of one task in LaMP's layout (plus the extra keys `user_id` and `domain`).
 
     Raises:
-        DataError: the streams are empty or of several tasks.
+        DataError: no streams, streams of several tasks, a user without queries (LaMP holds a profile in a question),
+            or an input that does not open with an instruction of its task.
     """
     tasks = sorted({stream.task for stream in streams})
     if len(tasks) != 1:
         raise DataError(f"{folder}: one LaMP folder holds one task, given: {', '.join(tasks) or 'none'}")
     questions, golds = [], []
     for stream in streams:
+        if not stream.queries:
+            raise DataError(
+                f"{folder}: user '{stream.user_id}' has no queries, and so no place in a LaMP file"
+            )
         profile = [_profile_item(sample) for sample in stream.history]
-        for sample in stream.queries:
-            identity = f"{stream.user_id}-q{sample.seq}"
+        for i, sample in enumerate(stream.queries):
+            identity = f"{stream.user_id}-q{i}"
             questions.append(
                 {"id": identity, "user_id": stream.user_id, "input": sample.input, "profile": profile}
                 | ({"domain": sample.domain} if sample.domain else {})
@@ -167,7 +174,7 @@ def _stream(
     oldest = min(asked, key=lambda question: len(question["profile"]))
     profile = sorted(oldest["profile"], key=lambda item: str(item.get("date", "")))
     instruction = _instruction(task, oldest["input"])
-    history = []
+    history: list[Sample] = []
     for item in profile:
         source, target = _pair(task, item, path)
         if source and target:
@@ -175,7 +182,7 @@ def _stream(
                 Sample(user, len(history), task, f"{instruction} {source}", target, item.get("domain"))
             )
     queries = tuple(
-        Sample(user, i, task, question["input"], golds[question["id"]], question.get("domain"))
+        Sample(user, i, task, question["input"], golds[str(question["id"])], question.get("domain"))
         for i, question in enumerate(asked)
     )
     return UserStream(user, task, tuple(history), queries)
@@ -205,7 +212,13 @@ def _pair(task: str, item: Mapping[str, Any], path: Path) -> tuple[str, str]:
 def _profile_item(sample: Sample) -> dict[str, Any]:
     """The profile item that `_pair` turns back into the sample."""
     form = TASKS[sample.task]
-    source = sample.input.partition(form.marker)[2].strip()
+    marker = form.marker or LAMP1_INSTRUCTION
+    _, found, source = sample.input.partition(marker)
+    source = source.strip()
+    if not found or not source:
+        raise DataError(
+            f"user '{sample.user_id}': input {sample.seq} is not '... {marker} <text>' as {sample.task} asks"
+        )
     item: dict[str, Any] = {"id": f"{sample.user_id}-{sample.seq}"}
     if sample.task == "LaMP_7":
         item["text"] = f"{source} {sample.output}"
@@ -214,11 +227,22 @@ def _profile_item(sample: Sample) -> dict[str, Any]:
     return item | ({"domain": sample.domain} if sample.domain else {})
 
 
-def _key(mapping: Any, key: str, path: Path, identity: object) -> Any:
-    """`mapping[key]`, or a DataError that names file, id and key."""
+def _key(mapping: Any, key: str, path: Path, identity: object, kind: type = object) -> Any:
+    """`mapping[key]` of a kind, or a DataError that names file, id and key."""
     if not isinstance(mapping, Mapping) or key not in mapping:
         raise DataError(f"{path}: '{identity}' has no key '{key}'")
+    if not isinstance(mapping[key], kind):
+        found = type(mapping[key]).__name__
+        raise DataError(f"{path}: '{identity}' has a {found} as '{key}'; expected a {kind.__name__}")
     return mapping[key]
+
+
+def _identity(mapping: Any, path: Path, place: str, known: Container[str]) -> str:
+    """The id of a question or gold output, as text; an id that comes twice is refused."""
+    identity = str(_key(mapping, "id", path, place))
+    if identity in known:
+        raise DataError(f"{path}: id '{identity}' comes twice")
+    return identity
 
 
 def _read_json(path: Path) -> Any:

@@ -1,0 +1,174 @@
+"""LaMP's files: what is written is read back, and what is broken is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nvcim.data.lamp import (
+    LAMP1_INSTRUCTION,
+    TASKS,
+    Sample,
+    UserStream,
+    held_back,
+    read_lamp,
+    read_lamp_folders,
+    split_tweet,
+    write_lamp,
+)
+from nvcim.data.users import GENERATED_TASKS, UserSettings, generate_users
+from nvcim.errors import DataError
+
+
+def put(folder: Path, questions: Any, outputs: Any, split: str = "dev") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{split}_questions.json").write_text(json.dumps(questions), encoding="utf-8")
+    (folder / f"{split}_outputs.json").write_text(json.dumps(outputs), encoding="utf-8")
+    return folder
+
+
+def question(identity: str, profile: list[Any], **more: Any) -> dict[str, Any]:
+    return {"id": identity, "input": "Rate it. review: it was fine", "profile": profile} | more
+
+
+def golds(*identities: str, task: str = "LaMP_3") -> dict[str, Any]:
+    return {"task": task, "golds": [{"id": identity, "output": "4"} for identity in identities]}
+
+
+def item(identity: str, text: str = "good", **more: Any) -> dict[str, Any]:
+    return {"id": identity, "text": text, "score": "5"} | more
+
+
+@pytest.mark.parametrize("task", GENERATED_TASKS)
+def test_what_is_written_is_read_back(tmp_path: Path, task: Any) -> None:
+    streams = generate_users(3, UserSettings(tasks=(task,), period=3), seed=4)
+    write_lamp(streams, tmp_path, "train")
+    assert read_lamp(tmp_path, "train") == streams
+
+
+@pytest.mark.parametrize("task", sorted(set(TASKS) - set(GENERATED_TASKS)))
+def test_tasks_that_are_not_generated_are_read_back_too(tmp_path: Path, task: str) -> None:
+    start = f"Do it, {TASKS[task].marker}" if TASKS[task].marker else LAMP1_INSTRUCTION
+    history = tuple(Sample("u", i, task, f"{start} text {i}", f"answer {i}") for i in range(3))
+    query = Sample("u", 0, task, f"{start} what now", "gold")
+    stream = UserStream("u", task, history, (query,))
+    write_lamp([stream], tmp_path)
+    assert read_lamp(tmp_path) == [stream]
+
+
+def test_the_written_files_have_the_official_keys(tmp_path: Path) -> None:
+    write_lamp(generate_users(1, UserSettings(tasks=("LaMP_5",), period=2), seed=1), tmp_path)
+    asked = json.loads((tmp_path / "dev_questions.json").read_text(encoding="utf-8"))
+    gold = json.loads((tmp_path / "dev_outputs.json").read_text(encoding="utf-8"))
+    assert {"id", "input", "profile"} <= set(asked[0])
+    assert {"id", "title", "abstract"} <= set(asked[0]["profile"][0])
+    assert gold["task"] == "LaMP_5"
+    assert [entry["id"] for entry in gold["golds"]] == [entry["id"] for entry in asked]
+
+
+def test_the_shortest_profile_of_a_user_is_the_history(tmp_path: Path) -> None:
+    later = [item("1"), item("2", "answer of the first question")]
+    questions = [question("10", later, user_id="u"), question("11", later[:1], user_id="u")]
+    (stream,) = read_lamp(put(tmp_path, questions, golds("10", "11")))
+    assert [sample.input for sample in stream.history] == ["Rate it. review: good"]
+    assert len(stream.queries) == 2
+
+
+def test_a_profile_with_dates_is_put_in_order(tmp_path: Path) -> None:
+    profile = [item("1", "new", date="2020-05-01"), item("2", "old", date="2019-12-31")]
+    (stream,) = read_lamp(put(tmp_path, [question("10", profile)], golds("10")))
+    assert [sample.input.split()[-1] for sample in stream.history] == ["old", "new"]
+    assert stream.user_id == "10"
+
+
+def test_a_tweet_is_split_into_its_beginning_and_its_rest(tmp_path: Path) -> None:
+    assert split_tweet("one two three four five six seven eight") == (
+        "one two",
+        "three four five six seven eight",
+    )
+    assert split_tweet("one two") == ("one", "two")
+    assert split_tweet("alone") == ("alone", "")
+    profile = [{"id": "1", "text": "a b c d"}, {"id": "2", "text": "alone"}]
+    asked = {"id": "9", "input": "Say it after it: x", "profile": profile}
+    (stream,) = read_lamp(put(tmp_path, [asked], golds("9", task="LaMP_7")))
+    assert [(s.input, s.output) for s in stream.history] == [("Say it after it: a", "b c d")]
+
+
+@pytest.mark.parametrize(
+    ("questions", "outputs", "parts"),
+    [
+        ([{"input": "x", "profile": []}], golds("1"), ("dev_questions.json", "question 0", "'id'")),
+        ([{"id": "77", "profile": []}], golds("77"), ("dev_questions.json", "'77'", "'input'")),
+        ([{"id": "77", "input": "x"}], golds("77"), ("dev_questions.json", "'77'", "'profile'")),
+        ([question("77", [{"id": "p3", "score": 1}])], golds("77"), ("questions", "'p3'", "'text'")),
+        ([question("77", [{"id": "p3", "text": "a"}])], golds("77"), ("questions", "'p3'", "'score'")),
+        ([question("77", [])], {"golds": []}, ("dev_outputs.json", "top level", "'task'")),
+        ([question("77", [])], {"task": "LaMP_3"}, ("dev_outputs.json", "top level", "'golds'")),
+        ([question("77", [])], {"task": "LaMP_3", "golds": [{"id": "77"}]}, ("outputs", "'77'", "'output'")),
+        ([question("77", [])], golds("78"), ("dev_outputs.json", "'77'", "no gold output")),
+        ([question("77", [])], golds("77", task="LaMP_9"), ("'LaMP_9' is not known", "LaMP_1, LaMP_2")),
+        ([question("77", [])], {"task": "LaMP_3", "golds": 3}, ("'golds'", "expected a list")),
+        ([question("77", 5)], golds("77"), ("'77'", "'profile'", "expected a list")),  # type: ignore[arg-type]
+        ([question("77", ["x"])], golds("77"), ("'77'", "no object")),
+        ([question("77", [], input=3)], golds("77"), ("'77'", "'input'", "expected a str")),
+        ([question("77", []), question("77", [])], golds("77"), ("'77' comes twice",)),
+        (["text"], golds("77"), ("question 0", "'id'")),
+        ({"id": 1}, golds("77"), ("expected a list of questions",)),
+        ([question("77", [])], [], ("expected a mapping",)),
+    ],
+)
+def test_a_broken_file_is_refused_by_file_id_and_key(
+    tmp_path: Path, questions: Any, outputs: Any, parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_lamp(put(tmp_path, questions, outputs))
+    message = str(caught.value)
+    assert str(tmp_path) in message
+    assert [part for part in parts if part not in message] == []
+
+
+@pytest.mark.parametrize("content", [b'[{"id": ', b"\xff\xfe"])
+def test_truncated_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    put(tmp_path, [], golds())
+    (tmp_path / "dev_questions.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"dev_questions\.json: not valid JSON"):
+        read_lamp(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dev_questions\.json: cannot be read"):
+        read_lamp(tmp_path)
+    with pytest.raises(DataError, match=r"no folder below it holds test_questions\.json"):
+        read_lamp_folders(tmp_path, "test")
+
+
+def test_folders_of_several_tasks_give_users_with_the_task_in_their_id(tmp_path: Path) -> None:
+    for task in ("LaMP_3", "LaMP_5"):
+        write_lamp(generate_users(2, UserSettings(tasks=(task,), period=2), seed=1), tmp_path / task)  # type: ignore[arg-type]
+    streams = read_lamp_folders(tmp_path)
+    assert [s.user_id for s in streams] == [
+        f"{task}-user-00{i}" for task in ("LaMP_3", "LaMP_5") for i in range(2)
+    ]
+    assert {sample.user_id for s in streams for sample in (*s.history, *s.queries)} == {
+        s.user_id for s in streams
+    }
+
+
+def test_a_user_is_held_back_alike_with_and_without_the_task_in_the_id() -> None:
+    share = sum(held_back(f"LaMP_3-{i}") for i in range(400)) / 400
+    assert 0.15 < share < 0.35
+    assert all(held_back(f"LaMP_3-{i}") == held_back(str(i)) for i in range(50))
+
+
+def test_streams_that_no_lamp_file_can_hold_are_refused(tmp_path: Path) -> None:
+    one, two = generate_users(2, UserSettings(period=2), seed=1)
+    with pytest.raises(DataError, match="one LaMP folder holds one task, given: LaMP_2, LaMP_3"):
+        write_lamp([one, two], tmp_path)
+    with pytest.raises(DataError, match="given: none"):
+        write_lamp([], tmp_path)
+    with pytest.raises(DataError, match="'user-000' has no queries"):
+        write_lamp([UserStream(one.user_id, one.task, one.history, ())], tmp_path)
+    odd = Sample("u", 3, "LaMP_3", "no instruction here", "5")
+    with pytest.raises(DataError, match="input 3 is not"):
+        write_lamp([UserStream("u", "LaMP_3", (odd,), one.queries)], tmp_path)
