@@ -84,7 +84,9 @@ def _fields_at(kind: type[Settings], path: tuple[int | str, ...]) -> list[str]:
     """Names of the fields of the settings nested at `path` below `kind`."""
     current: Any = kind
     for part in path:
-        annotation = current.model_fields[part].annotation if isinstance(part, str) else None
+        if part not in current.model_fields:
+            continue  # a place in a list or mapping of settings, whose kind was found a step before
+        annotation = current.model_fields[part].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         nested = [c for c in candidates if isinstance(c, type) and issubclass(c, Settings)]
         if not nested:
