@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -59,10 +60,11 @@ class TokenAutoencoder(nn.Module):
         try:
             state = load_file(path)
             code, hidden = state["encoder.weight"].shape
-        except (OSError, KeyError, ValueError) as error:
-            raise ModelError(f"{path}: not a token autoencoder ({error})") from error
-        model = cls(hidden, code)
-        model.load_state_dict(state)
+            model = cls(hidden, code)
+            model.load_state_dict(state)
+        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"{path}: not a token autoencoder ({reason})") from error
         return model.requires_grad_(False)
 
 

@@ -5,10 +5,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -42,7 +44,7 @@ class LanguageModel:
         """Load a causal LM by path or hub name.
 
         Raises:
-            ModelError: no such model, no tokenizer, or a model without a causal head.
+            ModelError: no such model, a broken file, no tokenizer, or a model without a causal head.
         """
         source = str(EMBEDDED_FOLDER) if name == EMBEDDED else name
         if name == EMBEDDED and not (EMBEDDED_FOLDER / "config.json").exists():
@@ -52,14 +54,20 @@ class LanguageModel:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
             model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(f"model '{name}' cannot be loaded as a causal LM: {reason}") from error
         return cls.wrap(name, model, tokenizer, device)
 
     @classmethod
     def wrap(cls, name: str, model: Any, tokenizer: Any, device: str = "auto") -> "LanguageModel":
-        """Freeze a model that is already in memory."""
+        """Freeze a model that is already in memory.
+
+        Raises:
+            ModelError: a tokenizer without an end-of-text token: answers could not end.
+        """
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"model '{name}': its tokenizer has no end-of-text token")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         model.requires_grad_(False).eval().to(resolve_device(device))
@@ -79,9 +87,14 @@ class LanguageModel:
 
     @property
     def embedding_weight(self) -> Tensor:
-        """The token embedding table [vocabulary, hidden]."""
-        weight: Tensor = self.model.get_input_embeddings().weight
-        return weight.detach()
+        """Every token's input embedding [vocabulary, hidden], with the model's own scaling (Gemma)."""
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        return self.embed(torch.arange(rows, device=self.device)).detach()
+
+    @cached_property
+    def embedding_rms(self) -> float:
+        """Root mean square of the input embeddings: the natural size of a virtual token's elements."""
+        return float(self.embedding_weight.square().mean().sqrt())
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids, any leading shape; includes the model's own scaling (Gemma)."""

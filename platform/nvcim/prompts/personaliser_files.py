@@ -6,8 +6,6 @@ The token autoencoder lies beside it in `autoencoder.safetensors`; the LM itself
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from nvcim.config import parse_settings
 from nvcim.errors import ModelError, RunError
 from nvcim.prompts.autoencoder import TokenAutoencoder
@@ -49,10 +47,7 @@ def load_personaliser(folder: Path, device: str = "auto") -> Personaliser:
         raise RunError(f"{file}: expected an object with 'language_model' and 'prompts'") from error
     settings = parse_settings(prompts, PromptSettings, str(file))
     lm = LanguageModel.load(name, device)
-    try:
-        autoencoder = TokenAutoencoder.load(folder / AUTOENCODER_FILE)
-    except SafetensorError as error:
-        raise ModelError(f"{folder / AUTOENCODER_FILE}: not a safetensors file ({error})") from error
+    autoencoder = TokenAutoencoder.load(folder / AUTOENCODER_FILE)
     if autoencoder.decoder.out_features != lm.hidden:
         width = autoencoder.decoder.out_features
         raise ModelError(

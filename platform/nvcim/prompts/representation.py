@@ -31,7 +31,6 @@ def represent(lm: LanguageModel, questions: Sequence[str], tokens: int, layer: i
         [questions, n, hidden]: means over n equal stretches of each text.
     """
     parts = []
-    scale = lm.embedding_weight.square().mean().sqrt()
     for start in range(0, len(questions), TEXTS_PER_BATCH):
         rows = [lm.question_ids(q)[-lm.context :] for q in questions[start : start + TEXTS_PER_BATCH]]
         ids, mask = left_padded(lm, rows)
@@ -49,5 +48,5 @@ def represent(lm: LanguageModel, questions: Sequence[str], tokens: int, layer: i
             hidden = output.hidden_states[layer]
         for vectors, row in zip(hidden, rows, strict=True):
             pooled = functional.adaptive_avg_pool1d(vectors[-len(row) :].T[None], tokens)[0].T
-            parts.append(pooled * scale / pooled.square().mean().sqrt().clamp_min(1e-12))
+            parts.append(pooled * lm.embedding_rms / pooled.square().mean().sqrt().clamp_min(1e-12))
     return torch.stack(parts)

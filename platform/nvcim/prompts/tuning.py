@@ -92,24 +92,27 @@ def tune(
     Raises:
         DataError: a job without samples, or a sample longer than the model's context.
     """
-    results: list[TuningResult] = []
-    for group in _groups(jobs, settings.rows_per_batch):
-        results += _tune_group(lm, group, settings, perturb, on_step)
-    return results
+    results: dict[int, TuningResult] = {}
+    for places in _groups(lm, jobs, settings.rows_per_batch):
+        group = [jobs[place] for place in places]
+        results |= zip(places, _tune_group(lm, group, settings, perturb, on_step), strict=True)
+    return [results[place] for place in range(len(jobs))]
 
 
-def _groups(jobs: Sequence[TuningJob], rows: int) -> list[list[TuningJob]]:
-    """Jobs cut into groups of at most `rows` samples (a job is never cut)."""
-    groups: list[list[TuningJob]] = []
-    filled = rows
+def _groups(lm: LanguageModel, jobs: Sequence[TuningJob], rows: int) -> list[list[int]]:
+    """Places of jobs that share a batch: at most `rows` samples (a job is never cut), of like length (less padding)."""
     for job in jobs:
         if not job.samples:
             raise DataError(f"tuning job '{job.name}' has no samples")
-        if filled + len(job.samples) > rows:
+    longest = [max(len(lm.question_ids(question)) for question, _ in job.samples) for job in jobs]
+    groups: list[list[int]] = []
+    filled = rows
+    for place in sorted(range(len(jobs)), key=longest.__getitem__):
+        if filled + len(jobs[place].samples) > rows:
             groups.append([])
             filled = 0
-        groups[-1].append(job)
-        filled += len(job.samples)
+        groups[-1].append(place)
+        filled += len(jobs[place].samples)
     return groups
 
 
@@ -124,7 +127,7 @@ def _tune_group(
     start = torch.stack([job.start for job in jobs]).to(lm.device)
     mobility = torch.stack([job.mobility for job in jobs]).to(lm.device)[..., None]
     moved = torch.zeros_like(start, requires_grad=True)
-    rate = settings.learning_rate * float(lm.embedding_weight.square().mean().sqrt())
+    rate = settings.learning_rate * lm.embedding_rms
     optimiser = torch.optim.Adam([moved], lr=rate)
     generators = [torch.Generator().manual_seed(named_seed(job.seed, "tuning noise")) for job in jobs]
     first = last = torch.zeros(len(jobs))
