@@ -116,7 +116,15 @@ def segmentation_stage(context: Context, update: Update) -> Table:
 
 def sweep_stage(context: Context, update: Update) -> Table:
     """Sweep bits and programming variation with the models of the stages before."""
-    settings = context.settings.sweep.model_copy(update={"from_run": context.run.path})
+    trained = context.settings.segmentation
+    settings = context.settings.sweep.model_copy(
+        update={
+            "from_run": context.run.path,
+            # The same counts draw the same split: no trial is scored on an image that was trained on.
+            "training_images": trained.training_images,
+            "images": trained.test_images,
+        }
+    )
     rows = sweep(settings, context.run, lambda what, done, total, note: update(done, total, note))
     return sweep_table(rows)
 

@@ -20,7 +20,7 @@ segmentation:
   {{weights: [float, inq-5], training_images: 2, test_images: 1, chips: 1, overlays: 1,
    training: {{steps: 4, crop: 64, batch: 2, device: cpu}}}}
 sweep:
-  {{subjects: [matmul, segmentation, prompts], users: 2, weight_bits: [3, 8], sigma: [0.1], images: 1}}
+  {{subjects: [matmul, segmentation, prompts], users: 2, weight_bits: [3, 8], sigma: [0.1]}}
 """
 
 

@@ -47,7 +47,9 @@ class SweepSettings(Settings):
         default=CrossbarConfig(), description="the rest of the array; device, weight_bits and sigma are swept"
     )
     from_run: Path | None = Field(
-        default=None, description="run folder whose models are scored; None trains them first"
+        default=None,
+        description="run folder whose models are scored; None trains them first. With the seed, the data and the "
+        "counts of images that its FCN was trained with, the images scored on are not those trained on",
     )
     data: Path | None = Field(
         default=None, description="labelled image set for the FCN; None generates tissue-like images"
