@@ -36,6 +36,8 @@ from nvcim.prompts.pretraining import (
 )
 
 SMOKE = {"steps": 60, "batch": 8}
+CORPUS = {"steps": 600, "batch": 8, "samples": 2, "vocabulary": 4096}
+"""Real texts are longer and more varied than generated ones: fewer a step, more words."""
 TOKENIZER_DOCUMENTS = 3000
 
 
@@ -80,7 +82,9 @@ def run(options: argparse.Namespace) -> None:
         changes = {
             key: getattr(options, key) for key in ("steps", "vocabulary") if getattr(options, key) is not None
         }
-        settings = PretrainSettings(**((SMOKE if options.smoke else {}) | changes))
+        settings = PretrainSettings(
+            **((CORPUS if streams else {}) | (SMOKE if options.smoke else {}) | changes)
+        )
         about = train(streams, settings, options.seed, out)
     scored = (
         None if streams is None else [s for s in streams if held_back(s.user_id) and s.history and s.queries]

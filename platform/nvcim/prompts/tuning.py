@@ -27,9 +27,9 @@ class TuningSettings(Settings):
     """How virtual tokens are tuned; the paper's own values are not known, these were measured to work here."""
 
     tokens: int = Field(8, ge=1, description="virtual tokens per OVT")
-    steps: int = Field(40, ge=1)
+    steps: int = Field(60, ge=1)
     learning_rate: float = Field(
-        0.05, gt=0, description="Adam; relative to the RMS of the LM's token embeddings"
+        0.15, gt=0, description="Adam; relative to the RMS of the LM's token embeddings"
     )
     rows_per_batch: int = Field(64, ge=1, description="samples per forward pass")
 
