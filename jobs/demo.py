@@ -56,8 +56,11 @@ class Context:
 Stage = Callable[[Context, Update], Table]
 
 
-def run_demo(config: Path | None, data: Path | None, runs: Path) -> RunFolder:
-    """Run every stage in one run folder and return it; `data` holds `lamp_like/` and `dsb2018/`.
+def run_demo(config: Path | None, data: Path | None, model: str | None, runs: Path) -> RunFolder:
+    """Run every stage in one run folder and return it.
+
+    `data` holds `lamp_like/` and `dsb2018/`; `model` is a causal LM's path or hub name. None leaves what the
+    settings say.
 
     Raises:
         NvcimError: settings or data that cannot be used.
@@ -65,6 +68,10 @@ def run_demo(config: Path | None, data: Path | None, runs: Path) -> RunFolder:
     settings = load_settings(config or CONFIG, DemoSettings)
     if data is not None:
         settings = _on_real_data(settings, data)
+    if model is not None:
+        settings = settings.model_copy(
+            update={"fleet": settings.fleet.model_copy(update={"model": model})}
+        )  # the sweep takes its model from the fleet's run
     settings.sweep.check()
     streams_of(settings.fleet, settings.seed)  # unreadable data are refused before anything runs
     images = split_images(settings.sweep.data, settings.segmentation, settings.seed)

@@ -40,6 +40,9 @@ Config = Annotated[
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that run folders are made in.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed that everything random derives from.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Causal LM: a path or hub name, instead of the settings' own.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -158,7 +161,7 @@ def segment_score(
 
 
 @fleet_app.command("run")
-def fleet_run(config: Config = None, runs: Runs = Path("runs"), seed: Seed = 0) -> None:
+def fleet_run(config: Config = None, model: Model = None, runs: Runs = Path("runs"), seed: Seed = 0) -> None:
     """Let nodes learn from their users' streams, score every method, and write a report."""
     from nvcim.fleet.fleet import FleetSettings, run_fleet, streams_of
     from nvcim.fleet.ray_session import ray_session
@@ -167,6 +170,8 @@ def fleet_run(config: Config = None, runs: Runs = Path("runs"), seed: Seed = 0) 
     from nvcim.storage import RunFolder
 
     settings = load_settings(config, FleetSettings) if config else FleetSettings()
+    if model is not None:
+        settings = settings.model_copy(update={"model": model})
     for device in settings.devices:
         settings.crossbar.model_copy(update={"device": device}).cell()
     streams_of(settings, seed)  # a folder that cannot be read is refused before a run is made for it
@@ -272,10 +277,11 @@ def demo(
     data: Annotated[
         Path | None, typer.Option(help="Folder with lamp_like/ and dsb2018/; without it data are generated.")
     ] = None,
+    model: Model = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Run the whole platform once, small: fleet, segmentation, sweep, serving, report."""
-    _from_checkout("jobs.demo").run_demo(config, data, runs)
+    _from_checkout("jobs.demo").run_demo(config, data, model, runs)
 
 
 def _from_checkout(name: str) -> Any:

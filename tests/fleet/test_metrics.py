@@ -2,6 +2,7 @@
 
 import prometheus_client
 import pytest
+
 from nvcim.fleet.metrics import (
     FleetMetrics,
     MetricsBackend,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from nvcim.fleet.ray_session import RaySession, ray_session, worker_environment
 
 # 127.0.0.1, ::1 and ::ffff:127.0.0.1 as /proc/net/tcp and tcp6 write them on a little-endian machine.

@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[2]
 SMALL = """
 seed: 3
 fleet:
-  {{nodes: 3, hosts: 2, model: {model}, compute: cpu, users: {{domains: 2, period: 4, queries_per_domain: 1}},
-   prompts: {{buffer: 4, representatives: 2, layer: 1, max_new_tokens: 4, tuning: {{steps: 2}}}}}}
+  {nodes: 3, hosts: 2, compute: cpu, users: {domains: 2, period: 4, queries_per_domain: 1},
+   prompts: {buffer: 4, representatives: 2, layer: 1, max_new_tokens: 4, tuning: {steps: 2}}}
 segmentation:
-  {{weights: [float, inq-5], training_images: 2, test_images: 1, chips: 1, overlays: 1,
-   training: {{steps: 4, crop: 64, batch: 2, device: cpu}}}}
+  {weights: [float, inq-5], training_images: 2, test_images: 1, chips: 1, overlays: 1,
+   training: {steps: 4, crop: 64, batch: 2, device: cpu}}
 sweep:
-  {{subjects: [matmul, segmentation, prompts], users: 2, weight_bits: [3, 8], sigma: [0.1]}}
+  {subjects: [matmul, segmentation, prompts], users: 2, weight_bits: [3, 8], sigma: [0.1]}
 """
 
 
@@ -40,8 +40,10 @@ def test_every_stage_runs_and_is_reported(
     ray_local: RaySession, tiny_lm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "demo.yaml"
-    config.write_text(SMALL.format(model=tiny_lm))
-    assert run(["demo", "--config", str(config), "--runs", str(tmp_path / "runs")]) == 0
+    config.write_text(SMALL)
+    assert (
+        run(["demo", "--config", str(config), "--model", str(tiny_lm), "--runs", str(tmp_path / "runs")]) == 0
+    )
     (folder,) = (tmp_path / "runs").iterdir()
     made = RunFolder.open(folder)
     tables = {"fleet_answers", "fleet_scores", "segmentation", "serving", "stages", "sweep", "token_sets"}
