@@ -44,7 +44,8 @@ def select_representatives(embeddings: Tensor, k: int, seed: int) -> Selection:
         raise DataError("representative selection: the data buffer is empty")
     if k < 1:
         raise DataError(f"representative selection: k is {k}, at least 1 is needed")
-    points = functional.normalize(embeddings.detach().to("cpu", torch.float64), dim=1).numpy()
+    # Rounded to float32's precision: samples that differ by rounding only are the same sample to k-means.
+    points = functional.normalize(embeddings.detach().to("cpu", torch.float64), dim=1).numpy().round(6)
     distinct = len(np.unique(points, axis=0))
     model = KMeans(n_clusters=min(k, distinct), n_init=4, random_state=seed % 2**32).fit(points)
     chosen = []
