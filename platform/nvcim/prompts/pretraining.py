@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from nvcim.config import Settings
 from nvcim.data.lamp import TASKS, UserStream
 from nvcim.data.users import GENERATED_TASKS, HABITS, INSTRUCTIONS, TOPICS, persona, write_sample
+from nvcim.errors import DataError
 from nvcim.prompts.language_model import ANSWER_MARK
 from nvcim.randomness import named_seed
 
@@ -74,8 +75,14 @@ def generated_documents(settings: PretrainSettings, seed: int) -> Iterator[Docum
 def corpus_documents(
     streams: Sequence[UserStream], settings: PretrainSettings, seed: int
 ) -> Iterator[Document]:
-    """Endless documents from users' histories: runs of samples that follow each other."""
+    """Endless documents from users' histories: runs of samples that follow each other.
+
+    Raises:
+        DataError: no user has a history (at the first document).
+    """
     usable = [stream for stream in streams if stream.history]
+    if not usable:
+        raise DataError("corpus: no user has a history to train on")
     for i in range(2**62):
         rng = random.Random(named_seed(seed, "document", i))
         stream = rng.choice(usable)
@@ -193,7 +200,7 @@ def pretrain(
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        if step >= settings.steps * 0.9:
+        if step >= settings.steps - max(1, settings.steps // 10):
             tail.append(answer_loss)
         on_step(step, answer_loss)
     model.eval()  # type: ignore[no-untyped-call]
