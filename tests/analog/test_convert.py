@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
 from nvcim.analog import AnalogConv2d, AnalogLinear, analogize
 from nvcim.crossbar import CrossbarConfig
 from nvcim.errors import ConfigError, DeviceError
-from torch import nn
-from torch.nn.utils import parametrize
 
 FINE = CrossbarConfig.ideal(16)
 

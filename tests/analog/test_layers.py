@@ -4,11 +4,12 @@ import io
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
 from nvcim.analog import AnalogConv2d, AnalogLinear
 from nvcim.crossbar import CrossbarConfig
 from nvcim.errors import ConfigError
-from torch import nn
-from torch.nn.utils import parametrize
 
 FINE = CrossbarConfig.ideal(16)  # weights to 16 bits: the rest is float32
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from nvcim.crossbar.mapping import quantize_symmetric, slice_count, slice_levels, slice_weight
 
 

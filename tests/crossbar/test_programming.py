@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+
 from nvcim.crossbar import Crossbar, CrossbarConfig
 from nvcim.crossbar.programming import program_cells
 from nvcim.devices import load_catalogue

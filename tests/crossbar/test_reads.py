@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from nvcim.config import parse_settings
 from nvcim.crossbar import Crossbar, CrossbarConfig
 from nvcim.errors import ConfigError

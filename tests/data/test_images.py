@@ -2,6 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from nvcim.data.images import (
     LabelledImage,
     decode_image,
@@ -14,7 +16,6 @@ from nvcim.data.images import (
     write_instances,
 )
 from nvcim.errors import DataError
-from PIL import Image
 
 
 def labelled(name: str, seed: int, size: tuple[int, int] = (7, 9)) -> LabelledImage:

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from scipy import ndimage
+
 from nvcim.data.tissue import TissueSettings, generate_tissue
 from nvcim.errors import ConfigError
-from scipy import ndimage
 
 
 def touching_pairs(instances: np.ndarray) -> int:

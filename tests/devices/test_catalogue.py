@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from nvcim.devices import CellDevice, get_device, load_catalogue
 from nvcim.errors import ConfigError, DeviceError, NvcimError
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+
 from nvcim.errors import ConfigError, ModelError
 from nvcim.quantization import INQ, INQSettings, quantizer_settings_from
 from nvcim.quantization.base import parametrization_of
 from nvcim.quantization.inq import INQWeight, exponent_range, power_levels, round_to_powers
-from torch import nn
 
 
 @pytest.mark.parametrize(

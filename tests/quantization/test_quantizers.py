@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from nvcim.errors import ConfigError, ModelError
 from nvcim.quantization import Quantizer, quantizer_named, quantizer_settings_from
-from torch import Tensor, nn
 
 QUANTIZERS = ["inq-2", "inq-3", "inq-5", "inq-7", "uniform-2", "uniform-4", "uniform-8"]
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from nvcim.quantization import Uniform, UniformSettings
 from torch import nn
+
+from nvcim.quantization import Uniform, UniformSettings
 
 
 def attached(granularity: str, weight: list[list[float]], bits: int = 3) -> tuple[Uniform, nn.Linear]:

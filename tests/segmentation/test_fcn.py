@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from nvcim.analog import analogize
 from nvcim.crossbar import CrossbarConfig
 from nvcim.errors import ConfigError, ModelError
 from nvcim.quantization import INQ, quantizer_named
 from nvcim.segmentation import FCNSettings, ResidualFCN, load_fcn, save_fcn
 from nvcim.segmentation.fcn import normalise_colours
-from torch import nn
 
 SMALL = FCNSettings(width=4, depth=2, descriptor_dim=12, fused_width=8)
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from nvcim.data.images import read_instances, write_image, write_image_set, write_instances
 from nvcim.data.tissue import TissueSettings, generate_tissue
 from nvcim.errors import DataError

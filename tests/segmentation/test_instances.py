@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from nvcim.errors import DataError
 from nvcim.segmentation import FCNSettings, PredictionSettings, ResidualFCN, overlay, predict
 from nvcim.segmentation.instances import contour_classes, split_instances

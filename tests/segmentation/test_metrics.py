@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+
 from nvcim.errors import DataError
 from nvcim.segmentation import object_dice, object_f1, object_hausdorff, score_pair, score_set
-from scipy.spatial.distance import cdist
 
 
 def boxes(shape: tuple[int, int], *spans: tuple[int, int, int, int]) -> np.ndarray:

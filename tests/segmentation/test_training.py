@@ -3,6 +3,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from skimage.data import immunohistochemistry
+
 from nvcim.data.images import LabelledImage
 from nvcim.data.tissue import TissueSettings, generate_tissue
 from nvcim.errors import ConfigError, DataError, ModelError
@@ -18,8 +21,6 @@ from nvcim.segmentation import (
     score_set,
     train,
 )
-from scipy import ndimage
-from skimage.data import immunohistochemistry
 
 NETWORK = FCNSettings(width=8, depth=3, descriptor_dim=32, fused_width=16)
 QUICK = TrainingSettings(steps=4, batch=2, crop=32, device="cpu")

@@ -1,6 +1,7 @@
 """A fleet: nodes spread over host actors on a Ray cluster, and one run of it from streams to scores."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,8 @@ class FleetSettings(Settings):
     compute: str = Field("auto", description="where the LM runs: auto, cpu, cuda")
     data: Path | None = Field(None, description="folder of LaMP folders; without it users are generated")
     split: Literal["train", "dev"] = "dev"
+    history: int = Field(50, ge=1, description="newest samples taken of a real user's history")
+    queries: int = Field(12, ge=1, description="most queries asked of a real user")
     users: UserSettings = UserSettings()
     prompts: PromptSettings = PromptSettings()
     crossbar: CrossbarConfig = CrossbarConfig()
@@ -113,11 +116,20 @@ def streams_of(settings: FleetSettings, seed: int) -> list[UserStream]:
             by_task.setdefault(stream.task, []).append(stream)
     for streams in by_task.values():
         streams.sort(key=lambda stream: (-len(stream.history), stream.user_id))
+    for task, streams in by_task.items():
+        by_task[task] = [_shortened(stream, settings) for stream in streams]
     ranks = range(max(map(len, by_task.values()), default=0))
     turn = [streams[rank] for rank in ranks for streams in by_task.values() if rank < len(streams)]
     if len(turn) < settings.nodes:
         raise DataError(f"{settings.data}: {len(turn)} held-back users, the fleet has {settings.nodes} nodes")
     return turn[: settings.nodes]
+
+
+def _shortened(stream: UserStream, settings: FleetSettings) -> UserStream:
+    """A real user's newest samples and first queries, as many as the fleet takes."""
+    return replace(
+        stream, history=stream.history[-settings.history :], queries=stream.queries[: settings.queries]
+    )
 
 
 def run_fleet(

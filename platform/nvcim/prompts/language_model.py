@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from nvcim.compute import resolve_device
 from nvcim.errors import ModelError
@@ -51,6 +52,7 @@ class LanguageModel:
             raise ModelError(
                 f"model '{EMBEDDED}' is missing in {EMBEDDED_FOLDER}; make it: python -m jobs.pretrain"
             )
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # a second's bar of transformers' own amid our plain lines
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
             model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)

@@ -25,7 +25,7 @@ class TrainingSettings(Settings):
     """How the FCN is trained; `steps` counts optimiser steps over all stages of a quantizer's schedule."""
 
     steps: int = Field(default=320, ge=1)
-    batch: int = Field(default=8, ge=1)
+    batch: int = Field(default=8, ge=2, description="crops per step; batch norm needs two")
     crop: int = Field(default=96, ge=16, description="side of the square crops, pixels")
     learning_rate: float = Field(default=8e-3, gt=0.0)
     weight_decay: float = Field(default=1e-4, ge=0.0)
