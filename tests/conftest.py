@@ -5,11 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from nvcim.data.users import UserSettings, generate_users
 from nvcim.fleet.ray_session import RaySession, ray_session
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: threads of one test must not starve its workers
+# Two cores: threads of one test must not starve its workers. The variable is for processes that tests start; in this
+# one torch was imported above and has read it already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")
