@@ -45,7 +45,7 @@ def test_every_level_is_hit_with_its_own_sigma(name: str, unit: str) -> None:
 def test_weight_error_is_the_sum_of_the_errors_of_its_cells(name: str) -> None:
     # One value everywhere, so that each slice has one level: the variance can be added by hand.
     cell = load_catalogue()[name]
-    config = CrossbarConfig(device=name, sigma=0.1, dac_bits=None, adc_bits=None)
+    config = CrossbarConfig(device=name, sigma=0.1, sigma_unit="full_range", dac_bits=None, adc_bits=None)
     crossbar = Crossbar.program(torch.ones(200, 200), config, generator(1))
     bits, spare = cell.bits, -7 % cell.bits
     digits = [((127 << spare) >> (bits * i)) % 2**bits for i in range((7 + spare) // bits)]

@@ -15,14 +15,14 @@ class CrossbarConfig(Settings):
     `sigma` is the global programming variation (NVCiM-PT's default is 0.1); a write to level l has the
     standard deviation `level_sigma[l] / 0.01 * sigma`, times the cell's conductance range (`full_range`, as
     in the code of NeFT) or times one level step (`level_step`, as in SWIM's). For 8-bit weights on 2-bit
-    cells each side of a pair then adds an error of 0.78 or 0.26 sigma times the largest weight; neither paper
-    settles which is meant.
+    cells each side of a pair then adds an error of 0.78 or 0.26 sigma times the largest weight; the papers
+    do not settle which is meant. The default follows two of the group's three published codes (SWIM, EvaXB).
     """
 
     device: str = "FeFET2"
     catalogue: Path | None = Field(default=None, description="YAML file with devices of the user's own")
     sigma: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    sigma_unit: Literal["full_range", "level_step"] = "full_range"
+    sigma_unit: Literal["full_range", "level_step"] = "level_step"
     weight_bits: int = Field(default=8, ge=2, le=16, description="sign included")
     scale_per: Literal["device", "column"] = Field(
         default="device", description="the largest weight of which fills the cells"
