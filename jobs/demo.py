@@ -3,6 +3,7 @@
 Each stage is a plain function of the demo's context; its time is measured here and goes to the report.
 """
 
+import base64
 import io
 import sys
 import time
@@ -19,11 +20,13 @@ from skimage.data import immunohistochemistry
 
 from nvcim.cli import fleet_table, main, out, sweep_table
 from nvcim.config import Settings, load_settings
+from nvcim.data.images import decode_image, write_image
 from nvcim.errors import DataError
 from nvcim.fleet.fleet import FleetSettings, run_fleet, streams_of
 from nvcim.fleet.ray_session import ray_session
 from nvcim.progress import Update, progress
 from nvcim.report import write_report
+from nvcim.segmentation import overlay
 from nvcim.segmentation.study import SplitImages, StudySettings, run_study, split_images
 from nvcim.storage import RunFolder
 from nvcim.sweeps import SweepSettings
@@ -31,6 +34,9 @@ from nvcim.sweeps.study import sweep
 from serving.app import run_app
 
 CONFIG = Path(__file__).with_name("demo.yaml")
+
+PHOTOGRAPH_SCALE = 0.3
+"""Brings the photograph's glands to about the size of those in the training images."""
 
 Row = dict[str, Any]
 
@@ -148,8 +154,13 @@ def serving_stage(context: Context, update: Update) -> Table:
         httpx.Client(base_url=served.url, timeout=120) as client,
     ):
         for request in requests:
-            row, answer = _ask(client, request)
+            row, body = _ask(client, request)
+            answer = _gist(body)
             rows.append(row)
+            if "mask_png" in body:
+                mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["mask_png"])))).astype(np.int32)
+                figure = context.run.figure_path(f"segmentation-served_{request.case.replace(' ', '_')}")
+                write_image(overlay(decode_image(request.content or b"", request.case), mask), figure)
             table.add_row(
                 row["endpoint"], row["case"], str(row["status"]), f"{row['latency_ms']:.0f}", answer
             )
@@ -186,7 +197,7 @@ def _requests(context: Context) -> list[_Request]:
         *_questions(context),
         _Request("/v1/completions", "unknown user", {"prompt": "Hello", "user": "nobody"}),
         _Request("/v1/segment", f"test image {test.name[:12]}", content=_png(test.pixels)),
-        _Request("/v1/segment", "colon photograph", content=photograph),
+        _Request(f"/v1/segment?scale={PHOTOGRAPH_SCALE}", "colon photograph", content=photograph),
         _Request("/v1/segment", "truncated photograph", content=photograph[: len(photograph) // 2]),
     ]
 
@@ -201,8 +212,8 @@ def _questions(context: Context, users: int = 4) -> list[_Request]:
     ]
 
 
-def _ask(client: httpx.Client, request: _Request) -> tuple[Row, str]:
-    """Send a request; returns its row for the table `serving` and its answer in a few words."""
+def _ask(client: httpx.Client, request: _Request) -> tuple[Row, dict[str, Any]]:
+    """Send a request; returns its row for the table `serving` and the answer's body."""
     started = time.perf_counter()
     if request.json is None and request.content is None:
         response = client.get(request.endpoint)
@@ -220,7 +231,7 @@ def _ask(client: httpx.Client, request: _Request) -> tuple[Row, str]:
         "completion_tokens": usage.get("completion_tokens"),
         "basis": "measured",
     }
-    return row, _gist(body)
+    return row, body
 
 
 def _gist(body: dict[str, Any]) -> str:
