@@ -4,6 +4,7 @@ A node observes its user's stream into a buffer; a full buffer is drained, its r
 those are written to the node's own crossbar (its device, its draws). A question searches that crossbar.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -65,7 +66,12 @@ class EdgeNode:
 
     @classmethod
     def new(cls, node_id: str, config: CrossbarConfig, seed: int, personaliser: Personaliser) -> "EdgeNode":
-        """A node that has seen nothing yet."""
+        """A node that has seen nothing yet.
+
+        Raises:
+            DeviceError: a device that the catalogue does not hold.
+        """
+        config.cell()  # refused here, not at the first write
         settings = personaliser.settings
         memories = {name: personaliser.new_memory(config, settings.capacity) for name in METHODS}
         memories[ONE_FOR_ALL.name] = personaliser.new_memory(config, 1)
@@ -83,15 +89,22 @@ class EdgeNode:
         return memory.write(codes, label, generator)
 
     def save(self, folder: Path) -> None:
-        """Write the node's state; complete or not at all (the settings file goes last)."""
+        """Write the node's state; complete or not at all.
+
+        Cells go to a file of a new name, `node.json` then names it, and only then the older file goes: a process that
+        ends anywhere in between leaves the state before or after.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{method}/{key}": value.contiguous()
             for method, memory in self.memories.items()
             for key, value in memory.state_dict().items()
         }
-        atomic_write_bytes(folder / "cells.safetensors", save(tensors))
+        cells = save(tensors)
+        name = f"cells-{hashlib.sha256(cells).hexdigest()[:16]}.safetensors"
+        atomic_write_bytes(folder / name, cells)
         content = {
+            "cells": name,
             "node_id": self.node_id,
             "seed": self.seed,
             "observed": self.observed,
@@ -104,6 +117,9 @@ class EdgeNode:
             "memories": {method: _describe(memory) for method, memory in self.memories.items()},
         }
         atomic_write_text(folder / "node.json", json.dumps(content, indent=1))
+        for older in folder.glob("cells-*.safetensors"):
+            if older.name != name:
+                older.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path) -> "EdgeNode":
@@ -114,7 +130,7 @@ class EdgeNode:
         """
         try:
             content = json.loads((folder / "node.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "cells.safetensors")
+            tensors = load_file(folder / str(content["cells"]))
             config = CrossbarConfig.model_validate(content["config"])
             samples = [Sample(**sample) for sample in content["buffer"]["samples"]]
             memories = {}
