@@ -3,6 +3,7 @@
 A host runs these functions on the nodes it holds. Results do not depend on which nodes share a host.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,15 +38,15 @@ def take_in(
     if empty:
         raise DataError(f"user '{empty[0]}' has no history to learn from")
     rows = []
-    size = personaliser.settings.buffer
-    longest = max((len(stream.history) for stream in streams), default=0)
-    for start in range(0, longest, size):
-        for stream in streams:
-            for sample in stream.history[start : start + size]:
-                nodes[stream.user_id].observe(sample)
-        rows += learn(list(nodes.values()), personaliser, on_step=on_step)
+    fed = [nodes[stream.user_id] for stream in streams]
+    coming = [deque(stream.history) for stream in streams]
+    while any(coming):
+        for node, samples in zip(fed, coming, strict=True):
+            while samples and not node.buffer.is_full:
+                node.observe(samples.popleft())
+        rows += learn(fed, personaliser, on_step=on_step)
     spread = [_spread(stream.history, personaliser.settings.one_for_all_samples) for stream in streams]
-    rows += learn_one_for_all([nodes[s.user_id] for s in streams], spread, personaliser, on_step)
+    rows += learn_one_for_all(fed, spread, personaliser, on_step)
     return rows
 
 
