@@ -10,7 +10,7 @@ import torch
 from nvcim.crossbar import CrossbarConfig
 from nvcim.data.lamp import UserStream
 from nvcim.errors import RunError
-from nvcim.fleet.metrics import FleetMetrics
+from nvcim.fleet.metrics import process_metrics
 from nvcim.fleet.node import Answer, EdgeNode, answer
 from nvcim.fleet.streams import answer_queries, take_in
 from nvcim.prompts.personaliser import NVCIM_PT, Personaliser
@@ -34,10 +34,15 @@ class NodeHost:
         self._run = run
         self._personaliser: Personaliser = load_personaliser(run, device)
         self._nodes: dict[str, EdgeNode] = {}
-        self._metrics = FleetMetrics()
+        self._metrics = process_metrics()
 
     def add_nodes(self, nodes: Sequence[tuple[str, CrossbarConfig]], seed: int) -> int:
-        """Make new nodes, or restore those that this run saved before; returns how many the host holds."""
+        """Make new nodes, or restore those that this run saved before; returns how many the host holds.
+
+        Raises:
+            DeviceError: a device that the catalogue does not hold.
+            RunError: a node's folder that is damaged.
+        """
         for node_id, config in nodes:
             folder = self._run / "nodes" / node_id
             saved = (folder / "node.json").exists()

@@ -5,6 +5,7 @@ own tags (`prometheus_client` metrics made in a worker are never exported); else
 Counters end in `_total` in both. Tags have few values by design: never a user, a node or a trial.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -149,6 +150,12 @@ class FleetMetrics:
     def request_seconds(self, seconds: float, kind: str) -> None:
         """Say how long a batch of requests took; `kind` is `observe`, `learn` or `answer`."""
         self._seconds.record(seconds, kind=kind)
+
+
+@functools.cache
+def process_metrics() -> FleetMetrics:
+    """The one set of series of this process, however many hosts it holds: a registry takes a name once."""
+    return FleetMetrics()
 
 
 def current_backend() -> MetricsBackend:
