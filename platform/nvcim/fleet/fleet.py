@@ -1,7 +1,8 @@
 """A fleet: nodes spread over host actors on a Ray cluster, and one run of it from streams to scores."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from math import ceil, floor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from nvcim.config import Settings
 from nvcim.crossbar import CrossbarConfig
 from nvcim.data.lamp import UserStream, held_back, read_lamp_folders
 from nvcim.data.users import UserSettings, generate_users
-from nvcim.errors import DataError
+from nvcim.errors import DataError, NvcimError
 from nvcim.fleet.host import NodeHost
 from nvcim.fleet.streams import fitted, score_nodes
 from nvcim.prompts.language_model import EMBEDDED, LanguageModel
@@ -57,9 +58,9 @@ class Fleet:
         self._seed = seed
         actor = self._ray.remote(NodeHost)
         count = min(settings.hosts, settings.nodes)
-        gpus = min(1.0, self._ray.cluster_resources().get("GPU", 0) / count)
-        share = 1.0 if self._ray.cluster_resources().get("CPU", 1) >= count else 0.5
-        options = {"num_cpus": share, "num_gpus": gpus if settings.compute != "cpu" else 0}
+        found = self._ray.cluster_resources()
+        gpus = 0.0 if settings.compute == "cpu" else found.get("GPU", 0.0)
+        options = {"num_cpus": share(found.get("CPU", 0.0), count), "num_gpus": share(gpus, count)}
         self._hosts = [actor.options(**options).remote(run.resolve(), settings.compute) for _ in range(count)]
         self._place: dict[str, int] = {}
 
@@ -74,15 +75,14 @@ class Fleet:
         """Place nodes on hosts in turn."""
         offset = len(self._place)
         self._place |= {node_id: (offset + i) % len(self._hosts) for i, (node_id, _) in enumerate(nodes)}
-        self._ray.get(
-            [
-                host.add_nodes.remote([node for node in nodes if self._place[node[0]] == i], self._seed)
-                for i, host in enumerate(self._hosts)
-            ]
-        )
+        for _ in self._each_done(
+            host.add_nodes.remote([node for node in nodes if self._place[node[0]] == i], self._seed)
+            for i, host in enumerate(self._hosts)
+        ):
+            pass
 
     def take_in(self, streams: Sequence[UserStream]) -> Iterator[list[Row]]:
-        """Let every host feed its nodes; yields each host's rows as it is done."""
+        """Let every host feed its nodes; yields each host's rows as it is done (raises as `streams.take_in`)."""
         return self._gather("take_in", streams)
 
     def answer_queries(self, streams: Sequence[UserStream]) -> Iterator[list[Row]]:
@@ -90,13 +90,30 @@ class Fleet:
         return self._gather("answer_queries", streams)
 
     def _gather(self, method: str, streams: Sequence[UserStream]) -> Iterator[list[Row]]:
-        waiting = [
+        return self._each_done(
             getattr(host, method).remote([stream for stream in streams if self._place[stream.user_id] == i])
             for i, host in enumerate(self._hosts)
-        ]
+        )
+
+    def _each_done(self, calls: Iterable[Any]) -> Iterator[Any]:
+        """Results of remote calls as they come in; a user's mistake is raised as itself, without Ray's traceback."""
+        waiting = list(calls)
         while waiting:
             done, waiting = self._ray.wait(waiting, num_returns=1)
-            yield from self._ray.get(done)
+            try:
+                results = self._ray.get(done)
+            except self._ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, NvcimError):
+                    raise error.cause from None
+                raise
+            yield from results
+
+
+def share(available: float, actors: int) -> float:
+    """What each of some actors may take of a resource so that all fit; a part of a GPU has to lie on one GPU."""
+    if available < 1:
+        return 0.0
+    return floor(100 / ceil(actors / floor(available))) / 100
 
 
 def streams_of(settings: FleetSettings, seed: int) -> list[UserStream]:
