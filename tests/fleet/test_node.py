@@ -1,0 +1,238 @@
+"""An edge node: it observes, learns, answers, and comes back from its files as it was."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from nvcim.data.lamp import Sample, UserStream
+from nvcim.errors import DataError, RunError
+from nvcim.fleet import node as node_module
+from nvcim.fleet.node import UNTUNED, EdgeNode, answer, learn, learn_one_for_all
+from nvcim.prompts.generation import generate
+from nvcim.prompts.personaliser import METHODS, NO_MITIGATION, NVCIM_PT, ONE_FOR_ALL, Personaliser
+from nvcim.storage.files import atomic_write_bytes
+from nvcim.storage.schemas import table_schema
+
+Make = Callable[..., EdgeNode]
+EVERY_METHOD = (UNTUNED, *METHODS, ONE_FOR_ALL.name)
+
+
+def feed(node: EdgeNode, samples: Sequence[Sample]) -> EdgeNode:
+    for sample in samples:
+        node.observe(sample)
+    return node
+
+
+def taught(
+    make_node: Make, tiny: Personaliser, stream: UserStream, name: str = "n", **config: object
+) -> EdgeNode:
+    node = feed(make_node(name, **config), stream.history[:5])
+    learn([node], tiny)
+    learn_one_for_all([node], [stream.history[:3]], tiny)
+    return node
+
+
+def test_learning_drains_the_buffer_and_writes_every_method(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream]
+) -> None:
+    node = feed(make_node("n", "RRAM4"), streams[0].history[:5])
+    rows = learn([node], tiny)
+    assert len(node.buffer) == 0
+    assert (node.observed, node.learnt) == (5, 1)
+    assert [row["method"] for row in rows] == ["nvcim-pt"] * 2 + ["mips"] * 2
+    assert set(rows[0]) == set(table_schema("token_sets").names)
+    assert {row["device"] for row in rows} == {"RRAM4"}
+    domains = {sample.domain for sample in streams[0].history[:5]}
+    for method in METHODS:
+        assert {slot.label for slot in node.memories[method].slots} <= domains
+        assert len(node.memories[method]) == 2
+    assert len(node.memories[ONE_FOR_ALL.name]) == 0
+
+
+def test_a_node_with_nothing_new_learns_nothing(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream]
+) -> None:
+    idle, busy = make_node("idle"), feed(make_node("busy"), streams[0].history[:2])
+    rows = learn([idle, busy], tiny)
+    assert {row["node_id"] for row in rows} == {"busy"}
+    assert idle.learnt == 0
+    assert learn([idle, busy], tiny) == []
+
+
+def test_nodes_learn_together_as_they_do_alone(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream]
+) -> None:
+    """The cells agree to a thousandth of the largest: rounding of the shared batch is all that differs."""
+    devices = ("RRAM1", "FeFET3", "FeFET6")
+    together = [feed(make_node(f"n{i}", d), streams[i].history[:5]) for i, d in enumerate(devices)]
+    learn(together, tiny)
+    for i, device in enumerate(devices):
+        alone = feed(make_node(f"n{i}", device), streams[i].history[:5])
+        learn([alone], tiny)
+        for method in METHODS:
+            cells = alone.memories[method].state_dict()
+            for key, value in together[i].memories[method].state_dict().items():
+                torch.testing.assert_close(value, cells[key], atol=float(2e-2 * value.abs().max()), rtol=0)
+
+
+def test_the_draw_of_a_write_is_named_by_seed_node_method_and_count(make_node: Make) -> None:
+    codes = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+
+    def cells(name: str, method: str = "mips", seed: int = 4, before: int = 0) -> torch.Tensor:
+        node = make_node(name, seed=seed)
+        for _ in range(before):
+            node.write(method, codes * 0.5, "")
+        place = node.write(method, codes, "")
+        return node.memories[method].slots[place].column.read_weight()
+
+    first = cells("a")
+    assert torch.equal(first, cells("a"))
+    for other in (cells("b"), cells("a", "nvcim-pt"), cells("a", seed=5), cells("a", before=1)):
+        assert not torch.equal(first, other)
+
+
+def test_an_answer_says_which_set_it_was_made_with(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream]
+) -> None:
+    node = taught(make_node, tiny, streams[0])
+    question = streams[0].queries[0].input
+    memory = node.memories["nvcim-pt"]
+    scores = memory.search(tiny.encode_queries([question]), NVCIM_PT.scales)[0]
+    (got,) = answer([node], [question], tiny)
+    assert got.slot == int(scores.argmax())
+    assert got.score == pytest.approx(float(scores.max()))
+    assert got.label == memory.slots[got.slot].label
+    (expected,) = generate(tiny.lm, [question], [tiny.decode(memory.read(got.slot))], 4)
+    assert (got.text, got.prompt_tokens) == (expected.text, expected.prompt_tokens)
+    (plain,) = answer([node], [question], tiny, UNTUNED)
+    assert (plain.slot, plain.label, plain.score) == (None, None, None)
+    assert plain.prompt_tokens == got.prompt_tokens - 4
+
+
+def test_a_batch_that_mixes_nodes_answers_each_as_alone(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream]
+) -> None:
+    one = taught(make_node, tiny, streams[0], "one", device="RRAM1")
+    two = taught(make_node, tiny, streams[1], "two", device="FeFET6")
+    new = make_node("new")
+    nodes = [one, two, new, one]
+    asked = [streams[i].queries[0].input for i in (0, 1, 2, 1)]
+    for method in EVERY_METHOD:
+        together = answer(nodes, asked, tiny, method)
+        alone = [answer([n], [q], tiny, method)[0] for n, q in zip(nodes, asked, strict=True)]
+        assert [got.text for got in together] == [got.text for got in alone]
+        assert [got.slot for got in together] == [got.slot for got in alone]
+        assert together[2].slot is None
+        assert together[2].text == answer([new], [asked[2]], tiny, UNTUNED)[0].text
+
+
+def test_nothing_asked_is_nothing_answered(tiny: Personaliser) -> None:
+    assert answer([], [], tiny) == []
+
+
+def test_an_unknown_method_is_refused(make_node: Make, tiny: Personaliser) -> None:
+    with pytest.raises(
+        DataError, match="'magic' is not known; allowed: nvcim-pt, mips, one-for-all, untuned"
+    ):
+        answer([make_node("n")], ["hello"], tiny, "magic")
+
+
+@pytest.mark.parametrize("read_noise", [0.0, 0.01])
+def test_a_node_comes_back_as_it_was_and_lives_on_alike(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream], tmp_path: Path, read_noise: float
+) -> None:
+    node = taught(make_node, tiny, streams[0], device="FeFET3", read_noise=read_noise)
+    feed(node, streams[0].history[5:7])
+    node.save(tmp_path / "n")
+    back = EdgeNode.load(tmp_path / "n")
+    assert back.config == node.config
+    assert (back.observed, back.learnt, back.seed) == (7, 1, 4)
+    assert list(back.buffer) == list(node.buffer)
+    asked = [query.input for query in streams[0].queries]
+    for turn in range(2):
+        for method in EVERY_METHOD:
+            assert answer([back] * 2, asked, tiny, method) == answer([node] * 2, asked, tiny, method)
+        if turn == 0:
+            assert learn([back], tiny) == learn([node], tiny)
+            assert [slot.writes for slot in back.memories["mips"].slots] == [2, 1, 1]
+
+
+def test_a_node_that_has_seen_nothing_is_saved_too(make_node: Make, tmp_path: Path) -> None:
+    make_node("new").save(tmp_path)
+    assert len(EdgeNode.load(tmp_path).memories["nvcim-pt"]) == 0
+
+
+def test_a_save_that_is_cut_short_leaves_the_state_before(
+    make_node: Make,
+    tiny: Personaliser,
+    streams: list[UserStream],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = taught(make_node, tiny, streams[0])
+    node.save(tmp_path)
+    before = answer([node], [streams[0].queries[0].input], tiny)
+    feed(node, streams[0].history[5:])
+    learn([node], tiny)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node_module, "atomic_write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            node.save(tmp_path)
+    assert answer([EdgeNode.load(tmp_path)], [streams[0].queries[0].input], tiny) == before
+    node.save(tmp_path)
+    assert EdgeNode.load(tmp_path).learnt == 2
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize(
+    "harm", ["no folder", "no cells", "no json", "truncated cells", "truncated json", "a key", "a column"]
+)
+def test_an_incomplete_node_is_refused(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream], tmp_path: Path, harm: str
+) -> None:
+    folder = tmp_path / "n"
+    if harm != "no folder":
+        taught(make_node, tiny, streams[0]).save(folder)
+        (cells,) = folder.glob("*.safetensors")
+        about = folder / "node.json"
+        content = json.loads(about.read_text(encoding="utf-8"))
+        if harm == "no cells":
+            cells.unlink()
+        elif harm == "no json":
+            about.unlink()
+        elif harm == "truncated cells":
+            atomic_write_bytes(cells, cells.read_bytes()[:-20])
+        elif harm == "truncated json":
+            about.write_text(about.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+        elif harm == "a key":
+            del content["learnt"]
+            about.write_text(json.dumps(content), encoding="utf-8")
+        elif harm == "a column":
+            content["memories"]["mips"]["labels"].append("x")
+            content["memories"]["mips"]["writes"].append(1)
+            about.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(RunError, match="not a complete node") as caught:
+        EdgeNode.load(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_baselines_are_tuned_without_the_devices_noise(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream]
+) -> None:
+    """At another sigma the noise-aware sets change and the plain ones do not (their codes, before they are written)."""
+
+    def codes(sigma: float) -> list[torch.Tensor]:
+        node = make_node("n", sigma=sigma)
+        jobs = tiny.jobs(streams[0].history[:5], node.config, seed=1)
+        return [tiny.tune(jobs, method)[0].codes for method in (NVCIM_PT, NO_MITIGATION)]
+
+    weak, strong = codes(0.01), codes(0.2)
+    assert not torch.equal(weak[0], strong[0])
+    assert torch.equal(weak[1], strong[1])
