@@ -56,7 +56,7 @@ def test_middle_levels_are_noisier_by_the_number_in_the_devices_name() -> None:
 
 def test_the_bit_slicing_factor_is_that_of_the_published_code() -> None:
     """NeFT: 0.778 for 8 bits on 2-bit cells in units of the full range; here two cells of a pair."""
-    found = level_noise(CrossbarConfig(device="FeFET2", sigma=0.01))
+    found = level_noise(CrossbarConfig(device="FeFET2", sigma=0.01, sigma_unit="full_range"))
     assert found.edge == pytest.approx(0.0067 * 0.778 * 2**0.5, rel=0.01)
 
 
