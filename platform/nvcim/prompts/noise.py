@@ -8,6 +8,7 @@ paper's own intervals and factors are not known. c comes from the cell's table o
 slices' independent draws into one; it depends on what sigma is a share of (`sigma_unit`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,19 +35,20 @@ def level_noise(config: CrossbarConfig, share: float = 1.0) -> LevelNoise:
 
     B is sqrt(sum_i 4^(i m)) / sum_i 2^(i m) in units of the full range (NeFT), and a (2^m - 1)-th of it in units of one
     level step (SWIM, EvaXB); m bits per cell, i over the slices of a magnitude. Both cells of a differential pair are
-    written, which makes sqrt(2) of it.
+    written: a value's own side at its level, the other side at level 0, an edge level.
     """
     cell = config.cell()
     slices = -(-(config.weight_bits - 1) // cell.bits)
     weights = [2.0 ** (i * cell.bits) for i in range(slices)]
-    factor = (2 * sum(w * w for w in weights)) ** 0.5 / sum(weights)
+    factor = sum(w * w for w in weights) ** 0.5 / sum(weights)
     if config.sigma_unit == "level_step":
         factor /= cell.levels - 1
     edge = (cell.level_sigma[0] + cell.level_sigma[-1]) / 2
     inner = cell.level_sigma[1:-1] or cell.level_sigma
     middle = sum(inner) / len(inner)
     scale = share * config.sigma / REFERENCE_SIGMA * factor
-    return LevelNoise(edge * scale, middle * scale)
+    zero = cell.level_sigma[0]
+    return LevelNoise(math.hypot(edge, zero) * scale, math.hypot(middle, zero) * scale)
 
 
 def add_level_noise(
