@@ -20,7 +20,7 @@ def fcn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small FCN trained until it finds most glands of its few images."""
     folder = tmp_path_factory.mktemp("fcn")
     model = ResidualFCN(FCNSettings(width=8, depth=3, descriptor_dim=16, fused_width=16), seed=0)
-    settings = TrainingSettings(steps=60, batch=4, crop=64, device="cpu")
+    settings = TrainingSettings(steps=160, batch=4, crop=64, device="cpu")
     train(model, generate_tissue(4, TISSUE, seed=1), settings, seed=0)
     save_fcn(model, folder)
     return folder
