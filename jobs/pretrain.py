@@ -34,6 +34,7 @@ from nvcim.prompts.pretraining import (
     pretrain,
     train_tokenizer,
 )
+from nvcim.prompts.tuning import TuningSettings
 
 SMOKE = {"steps": 60, "batch": 8}
 CORPUS = {"steps": 600, "batch": 8, "samples": 2, "vocabulary": 4096}
@@ -89,13 +90,12 @@ def run(options: argparse.Namespace) -> None:
     scored = (
         None if streams is None else [s for s in streams if held_back(s.user_id) and s.history and s.queries]
     )
-    seeds = (0,) if options.smoke else (0, 1, 2)
-    users = 4 if options.smoke else 12
-    print(
-        write_card(
-            out, about, score_base(LanguageModel.load(str(out)), scored, PromptSettings(), seeds, users)
-        )
-    )
+    lm = LanguageModel.load(str(out))
+    if options.smoke:
+        scores = score_base(lm, scored, PromptSettings(tuning=TuningSettings(steps=10)), seeds=(0,), users=4)
+    else:
+        scores = score_base(lm, scored, PromptSettings(), seeds=(0, 1, 2), users=12)
+    print(write_card(out, about, scores))
 
 
 def train(
