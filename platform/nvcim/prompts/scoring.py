@@ -1,6 +1,5 @@
 """Scores of a task's answers: accuracy for LaMP-1, 2 and 3, ROUGE-1 (F) for 4, 5 and 7."""
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -22,11 +21,6 @@ def score_answer(task: str, answer: str, gold: str) -> float:
     if task in EXACT_TASKS:
         return float(answer.strip().lower() == gold.strip().lower())
     return float(_rouge().score(gold, answer)["rouge1"].fmeasure)
-
-
-def score_answers(task: str, answers: Sequence[str], golds: Sequence[str]) -> float:
-    """Mean score; NaN-free: at least one answer is expected."""
-    return sum(score_answer(task, a, g) for a, g in zip(answers, golds, strict=True)) / len(golds)
 
 
 @cache

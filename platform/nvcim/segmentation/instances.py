@@ -83,8 +83,7 @@ def predict(
 ) -> NDArray[np.int32]:
     """Return the instances of an image: uint8 [H, W, 3] -> int32 [H, W], 0 background, objects 1..n.
 
-    Works on any size from 1x1; the image is seen whole, so memory grows with its area (about 1 GB for
-    10 megapixels with the default network).
+    Works on any size from 1x1; the image is seen whole, so memory grows with its area.
 
     Raises:
         DataError: as `predict_probabilities`.
