@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nvcim.devices import CellDevice, get_device, load_catalogue
+from nvcim.devices import EFFECTS, get_device, load_catalogue
 from nvcim.errors import ConfigError, DeviceError, NvcimError
 
 SCALES = {"FeFET2": 2, "FeFET3": 3, "RRAM4": 4, "FeFET6": 6}
@@ -29,9 +29,26 @@ devices:
 """
 
 
-def test_holds_the_five_devices_of_the_paper() -> None:
-    assert list(load_catalogue()) == ["RRAM1", "FeFET2", "FeFET3", "RRAM4", "FeFET6"]
-    assert [device.bits for device in load_catalogue().values()] == [1, 2, 2, 2, 2]
+PAPER = ["RRAM1", "FeFET2", "FeFET3", "RRAM4", "FeFET6"]
+
+
+def test_holds_the_five_devices_of_the_paper_first() -> None:
+    assert list(load_catalogue())[:5] == PAPER
+    assert [get_device(name).bits for name in PAPER] == [1, 2, 2, 2, 2]
+
+
+def test_holds_measured_and_ideal_cells_beside_them() -> None:
+    others = ["PCM_Joshi2020", "RRAM_Wan2022", "Ideal1", "Ideal2", "Ideal4", "Ideal8"]
+    assert list(load_catalogue())[5:] == others
+
+
+def test_claims_nothing_that_the_paper_does_not_state() -> None:
+    for name in PAPER:
+        device = get_device(name)
+        unknown = {
+            field: getattr(device, field) for field in (*EFFECTS, "g_min", "g_max", "sigma_law", "on_off")
+        }
+        assert set(unknown.values()) == {None}, unknown
 
 
 @pytest.mark.parametrize(("name", "scale"), SCALES.items())
@@ -48,7 +65,7 @@ def test_sigma_scales_from_the_reference_of_one_percent() -> None:
 
 def test_only_fefet2_leaks_at_level_zero() -> None:
     leaks = {name: device.level_conductance[0] for name, device in load_catalogue().items()}
-    assert leaks == {"RRAM1": 0.0, "FeFET2": 0.01, "FeFET3": 0.0, "RRAM4": 0.0, "FeFET6": 0.0}
+    assert leaks == dict.fromkeys(leaks, 0.0) | {"FeFET2": 0.01}
 
 
 def test_unknown_device_error_lists_what_is_known() -> None:
@@ -61,7 +78,8 @@ def test_users_file_extends_the_catalogue(tmp_path: Path) -> None:
     device = get_device("PCM1", catalogue)
     assert device.level_conductance == (0.0, 1.0)
     assert device.g_max == 2.5e-5
-    assert len(catalogue) == 6
+    assert list(catalogue) == [*load_catalogue(), "PCM1"]
+    assert device.on_off == pytest.approx(250)
     assert "PCM1" not in load_catalogue()
 
 
@@ -111,7 +129,82 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         load_catalogue(tmp_path / "absent.yaml")
 
 
-def test_every_device_names_its_source() -> None:
-    for device in load_catalogue().values():
-        assert isinstance(device, CellDevice)
-        assert device.source.startswith("NVCiM-PT")
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ("drift: {t0_s: 20, exponent_mean: [0.05], exponent_sd: [0.01]}", "drift has a value but no source"),
+        ("endurance: 1.0e+6", "endurance has a value but no source; name it under sources"),
+        ("endurance: 1.0e+6\n    sources: {endurance: ''}", "endurance has a value but no source"),
+        ("sources: {endurance: data sheet}", "sources names endurance, which has no value"),
+        ("sources: {colour: data sheet}", "sources names 'colour'; allowed: read_noise, drift, .*endurance"),
+        ("stuck_on: 0.7\n    stuck_off: 0.4\n    sources: {stuck_on: a, stuck_off: a}", "must not add up"),
+        ("stuck_on: -0.1", "'stuck_on'.*greater than or equal to 0"),
+        ("array_sigma: .inf", "'array_sigma'.*finite"),
+        ("v0: 0", "'v0'.*greater than 0"),
+        ("write: {}", "give at least one of energy_j, pulse_s, pulses, method"),
+        ("write: {energy: 1.0e-12}", r"unknown field 'write\.energy' \(did you mean 'energy_j'\?\)"),
+        ("write: {energy_j: 1.0e-12}", "write has a value but no source"),
+        ("drift: {t0_s: 20, exponent_sd: [0.01]}", "give either exponent_mean or mean_law"),
+        (
+            "drift: {t0_s: 20, exponent_mean: [0.05], exponent_sd: [0.01], "
+            "sd_law: {slope: 0, offset: 0, low: 0, high: 1}}",
+            "give either exponent_sd or sd_law",
+        ),
+        (
+            "drift: {t0_s: 20, exponent_mean: [1, 2, 3], exponent_sd: [0]}",
+            r"drift\.exponent_mean has 3 values; allowed: 1 or 2, one per level",
+        ),
+        ("drift: {t0_s: 20, exponent_mean: [-0.05], exponent_sd: [0]}", r"'drift\.exponent_mean\.0'"),
+        ("drift: {t0_s: 0, exponent_mean: [0.05], exponent_sd: [0]}", r"'drift\.t0_s'"),
+        ("drift: {t0_s: 1, mean_law: {slope: 0, offset: 0, low: 1, high: 0}}", "low must not be above high"),
+        ("read_noise: {t_read_s: 1, t0_s: 20}", "give either coefficient or law"),
+        ("read_noise: {coefficient: [0.1], t_read_s: 30, t0_s: 20}", "t_read_s must not be above t0_s"),
+        ("retention: {t0_s: 1, loss_per_decade: []}", r"loss_per_decade has 0 values; allowed: 1 or 2"),
+        ("temperature: {reference_k: 300, coefficient_per_k: [0, 0, 0]}", "allowed: 1 or 2, one per level"),
+        (
+            "relaxation: {times_s: [1, 2], spread: [{coefficients_us: [1]}]}",
+            "spread has 1 laws, but times_s has 2",
+        ),
+        (
+            "relaxation: {times_s: [2, 1], spread: [{coefficients_us: [1]}, {coefficients_us: [1]}]}",
+            "times_s must rise",
+        ),
+        ("sigma_law: {coefficients_us: [0.3]}", "level_sigma and sigma_law differ; give one of them"),
+    ],
+)
+def test_effects_that_make_no_sense_are_refused(tmp_path: Path, lines: str, complaint: str) -> None:
+    path = write_catalogue(tmp_path, f"{ONE_DEVICE.format(name='PCM1')}    {lines}\n")
+    with pytest.raises(ConfigError, match=complaint) as refusal:
+        load_catalogue(path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ("", "'level_sigma'.*required"),
+        ("level_sigma: -0.01", "must not be negative"),
+        ("sigma_law: {coefficients_us: [0.3]}", "sigma_law acts on siemens and needs g_min and g_max"),
+        ("level_sigma: 0\n    g_max: 1.0e-5\n    v0: 1\n    sources: {v0: a}\n    temperature: "
+         "{reference_k: 300, coefficient_per_k: [0]}", "temperature acts on siemens.*g_min: 0 for a cell"),
+        ("g_min: 1\n    g_max: 1\n    sigma_law: {coefficients_us: [0.3]}", "g_min must be below g_max"),
+        ("g_min: 0\n    g_max: high\n    sigma_law: {coefficients_us: [0.3]}", "'g_max'"),
+        ("g_min: 0\n    g_max: 1\n    sigma_law: {coefficients_us: []}", r"'sigma_law\.coefficients_us'"),
+        ("g_min: 0\n    g_max: 1\n    sigma_law: {coefficients_us: [1], order: 2}", "unknown field 'sigma_law.order'"),
+    ],
+)  # fmt: skip
+def test_a_spread_that_makes_no_sense_is_refused(tmp_path: Path, fields: str, complaint: str) -> None:
+    text = f"devices:\n  - name: Mine\n    technology: PCM\n    bits: 2\n    source: me\n    {fields}\n"
+    with pytest.raises(ConfigError, match=complaint):
+        load_catalogue(write_catalogue(tmp_path, text))
+
+
+def test_one_sigma_stands_for_all_levels(tmp_path: Path) -> None:
+    text = "devices: [{name: Mine, technology: PCM, bits: 2, source: me, level_sigma: 0.02}]"
+    assert get_device("Mine", load_catalogue(write_catalogue(tmp_path, text))).level_sigma == (0.02,) * 4
+
+
+def test_sigma_of_many_levels_is_described_in_a_few_words() -> None:
+    assert get_device("FeFET2").describe_sigma() == "0.0067 0.0135 0.0135 0.0067"
+    assert get_device("Ideal8").describe_sigma() == "0 at all 256 levels"
+    assert get_device("PCM_Joshi2020").describe_sigma() == "0.01054 to 0.04345 over 256 levels"
