@@ -18,13 +18,13 @@ from nvcim.errors import ConfigError
 class CellWrite(Settings):
     """What writing one cell takes; None where no source gives it.
 
-    `pulses` is the mean number per cell (1 for an open-loop write, more for write-verify), `endurance` the
-    pulses that a cell survives.
+    `energy` is of a whole write, `pulse_time` of one of its pulses; `pulses` is their mean number (1 for an
+    open-loop write, more for write-verify), `endurance` the writes that a cell survives.
     """
 
-    pulse_energy: NonNegativeFloat | None = Field(description="joules of one pulse", allow_inf_nan=False)
+    energy: NonNegativeFloat | None = Field(description="joules of one write", allow_inf_nan=False)
     pulse_time: NonNegativeFloat | None = Field(description="seconds of one pulse", allow_inf_nan=False)
-    pulses: NonNegativeFloat = Field(default=1.0, allow_inf_nan=False)
+    pulses: PositiveFloat | None = Field(allow_inf_nan=False)
     endurance: PositiveFloat | None = Field(default=None, allow_inf_nan=False)
 
 
@@ -49,7 +49,7 @@ def write_cost(
         mean_square_voltage: volts squared, of a check's read pulse.
 
     Returns:
-        Rows `write pulses` and, with checks, `verify array` and `verify adc`. Area of write drivers is unknown;
+        Rows `write` and, with checks, `verify array` and `verify adc`. Area of write drivers is unknown;
         that of the rest is in the table of a product.
 
     Raises:
@@ -59,15 +59,16 @@ def write_cost(
         raise ConfigError(f"verify_reads is {verify_reads}; allowed: 0 or more")
     plan = layout(geometry)
     lines = min(geometry.rows, geometry.in_features)
-    pulse_energy = _known(write.pulse_energy, "pulse_energy: the device's write energy is not published")
-    pulse_time = _known(write.pulse_time, "pulse_time: the device's write pulse is not published")
+    energy = _known(write.energy, "write energy: the device's is not published")
+    pulse_time = _known(write.pulse_time, "pulse_time: the device's is not published")
+    pulses = _known(write.pulses, "pulses: how many a write of the device takes is not published")
     rows = [
         CostRow(
-            "write pulses",
-            pulse_energy * (write.pulses * plan.used_cells),
-            pulse_time * (write.pulses * lines),
+            "write",
+            energy * plan.used_cells,
+            pulse_time * pulses * lines,
             Figure.unknown("area of write drivers and level shifters: no source at hand"),
-            round(write.pulses * plan.used_cells),
+            plan.used_cells,
             note="word lines in turn, the cells of one together, all arrays at once",
         )
     ]
@@ -103,7 +104,7 @@ def write_cost(
 class Refresh:
     """A matrix that is written again every `period` seconds: power (W), busy part of the time, lifetime (s).
 
-    `lifetime` is when cells have had as many pulses as they survive.
+    `lifetime` is when cells have had as many writes as they survive.
     """
 
     period: float
@@ -125,9 +126,7 @@ def refresh_cost(table: CostTable, write: CellWrite, period: float) -> Refresh:
         raise ConfigError(f"refresh period is {period} s, but a write takes {once.latency.value:.3g} s")
     endurance = _known(write.endurance, "endurance: the device's is not published")
     every = Figure(1.0 / period)
-    return Refresh(
-        period, once.energy * every, once.latency * every, endurance / Figure(write.pulses) * period
-    )
+    return Refresh(period, once.energy * every, once.latency * every, endurance * period)
 
 
 def _known(value: float | None, reason: str) -> Figure:
