@@ -84,3 +84,24 @@ def test_current_is_ohmic_at_small_voltage_and_a_sinh_at_large(make_cell: MakeCe
 def test_siemens_of_a_device_without_a_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="device FeFET2: g_min and g_max are unknown"):
         from_siemens(torch.tensor([1e-5]), get_device("FeFET2"))
+
+
+def test_another_range_moves_a_measured_spread_with_it(make_cell: MakeCell) -> None:
+    # 1 + 9 x uS, x = G / g_max. 10 to 110 uS: level 0 at x = 1/11. 0 to 90 uS: 1 and 10 uS of 90.
+    cell = make_cell(level_sigma=None, sigma_law={"coefficients_us": [1.0, 9.0]})
+    assert cell.level_sigma[0] == pytest.approx((1 + 9 / 11) / 100)
+    other = cell.with_range(g_min=0.0, g_max=9e-5)
+    assert (other.level_sigma[0], other.level_sigma[3]) == pytest.approx((1 / 90, 10 / 90))
+    assert (cell.with_range(), other.name) == (cell, cell.name)
+
+
+def test_another_range_leaves_a_table_of_sigmas_alone() -> None:
+    cell = get_device("FeFET2").with_range(g_min=1e-6, g_max=1e-5)
+    assert cell.level_sigma == get_device("FeFET2").level_sigma
+    assert cell.on_off == pytest.approx(10)
+
+
+@pytest.mark.parametrize(("g_min", "g_max"), [(1e-4, 1e-5), (-1e-6, None), (None, float("inf"))])
+def test_impossible_ranges_are_refused(make_cell: MakeCell, g_min: float | None, g_max: float | None) -> None:
+    with pytest.raises(ConfigError, match="device Test: .*g_m"):
+        make_cell().with_range(g_min, g_max)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
-from nvcim.config import Settings
+from nvcim.config import Settings, parse_settings
 from nvcim.devices.effects import (
     Drift,
     NonNegative,
@@ -105,6 +105,19 @@ class CellDevice(Settings):
     def sigma_at(self, sigma: float) -> tuple[float, ...]:
         """Per-level standard deviation at a global `sigma`: table / 0.01 * sigma."""
         return tuple(level / REFERENCE_SIGMA * sigma for level in self.level_sigma)
+
+    def with_range(self, g_min: float | None = None, g_max: float | None = None) -> "CellDevice":
+        """The same cell with other conductances, siemens; None keeps its own.
+
+        A `sigma_law` is read anew at the new conductances, so `level_sigma` follows.
+
+        Raises:
+            ConfigError: g_min is not below g_max, or one of them is negative or not finite.
+        """
+        fields = self.model_dump(exclude={"level_sigma"} if self.sigma_law is not None else set())
+        given = {"g_min": g_min, "g_max": g_max}
+        changed = {field: value for field, value in given.items() if value is not None}
+        return parse_settings(fields | changed, CellDevice, source=f"device {self.name}")
 
     def describe_sigma(self) -> str:
         """`level_sigma` in a few words: each value of a cell with few levels, else the least and the largest."""
