@@ -103,5 +103,5 @@ def test_another_range_leaves_a_table_of_sigmas_alone() -> None:
 
 @pytest.mark.parametrize(("g_min", "g_max"), [(1e-4, 1e-5), (-1e-6, None), (None, float("inf"))])
 def test_impossible_ranges_are_refused(make_cell: MakeCell, g_min: float | None, g_max: float | None) -> None:
-    with pytest.raises(ConfigError, match="device Test: .*g_m"):
+    with pytest.raises(ConfigError, match=r"device Test: .*g_m"):
         make_cell().with_range(g_min, g_max)
