@@ -104,7 +104,7 @@ class _Effective(torch.autograd.Function):
         (flat,) = ctx.saved_tensors  # type: ignore[attr-defined]
         wires: Wires = ctx.wires  # type: ignore[attr-defined]
         size = _chunk(flat, wires)
-        parts = []
+        parts: list[Tensor] = []
         for part, outer in zip(torch.split(flat, size), torch.split(gradient, size), strict=True):
             with torch.enable_grad():
                 leaf = part.detach().requires_grad_()
