@@ -26,7 +26,7 @@ from nvcim.errors import ConfigError
 LUMP_LINES = 8  # lines per side that the fast approximation lumps into one
 LEAF_LINES = 4  # cells per side of a block that is solved directly; larger blocks are joined from halves
 # Cells solved at once: on a CPU what keeps the caches warm and the calls few, elsewhere a few GiB.
-CHUNK_CELLS = {"exact": {"cpu": 1 << 15, "cuda": 1 << 22}, "fast": {"cpu": 1 << 18, "cuda": 1 << 25}}
+CHUNK_CELLS = {"exact": {"cpu": 1 << 14, "cuda": 1 << 22}, "fast": {"cpu": 1 << 18, "cuda": 1 << 25}}
 
 
 class Wires(Settings):
