@@ -1,59 +1,58 @@
 """A crossbar: a linear map that remembers how it was written.
 
-`Crossbar.program` draws the device once; `matmul` reads it, tile by tile:
-
-    y_t = DAC(x)_t @ W_t + sqrt(x_t^2 @ V_t) * eps,     y = sum over row tiles of ADC_t(y_t)
-
-W is the signed weight that the programmed cells of all pairs and slices amount to, V the variance of their
-read noise. Both are exact: slices and pairs are added in the analog domain before the ADC, and independent
-Gaussian reads add up to one Gaussian per output.
+`Crossbar.program` draws the devices once; `matmul` reads them (reading.py). Between the two lies `collapse.py`, which
+turns cells into the linear map that a read sees. The cells themselves are a function of the integers that were written
+and of a device's key (programming.py), so a crossbar keeps those and makes its cells again when it needs them.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Generator, Tensor
 
-from nvcim.crossbar.converters import adc_step, digitise, drive
-from nvcim.crossbar.programming import program_weights, standard_normals
+from nvcim.crossbar.calibration import CalibrationMethod, calibrated_ranges
+from nvcim.crossbar.cell_reads import read_every_cell
+from nvcim.crossbar.converters import make_adc
+from nvcim.crossbar.mapping import quantize_symmetric
+from nvcim.crossbar.programming import Cells, Writing, write_cells
+from nvcim.crossbar.reading import Counts, ReadPlan, read_array
 from nvcim.crossbar.settings import CrossbarConfig
+from nvcim.crossbar.written import Written, write_arrays
 from nvcim.errors import ConfigError
-
-# torch fills normals in blocks of 16; whole blocks per vector make draws independent of batching.
-_NORMAL_BLOCK = 16
 
 
 class Crossbar:
     """Weights [*devices, in_features, out_features] in cells; leading dimensions are independent devices.
 
-    Made by `program`, `stack` or `from_state`. Reads are not differentiable.
+    Made by `program`, `stack` or `from_state`. Reads are not differentiable (`nvcim.analog` trains through them).
+
+    Attributes:
+        config: what it was programmed with.
+        counts: conversions and saturations so far.
+        clock_s: seconds since it was last written, as far as `age` was told.
     """
 
     def __init__(
-        self,
-        weight: Tensor,
-        read_variance: Tensor | None,
-        read_streams: Sequence[Generator],
-        config: CrossbarConfig,
+        self, written: Written, read_keys: Tensor, devices: torch.Size, config: CrossbarConfig
     ) -> None:
         self.config = config
-        self._weight = weight  # [*devices, in, out]
-        self._read_variance = read_variance  # [*devices, in, out], only with read noise
-        self._read_streams = list(read_streams)  # one per device, in row-major order
-        self._row_tiles = _row_tiles(weight.shape[-2], config.rows)
-        self._adc_steps: list[
-            Tensor
-        ] = []  # per row tile: [*devices, 1, out], or [*devices, 1, 1] if all alike
-        if config.adc_bits is not None:
-            for rows in self._row_tiles:
-                step = adc_step(weight[..., rows, :], config.cols, config.adc_bits, config.adc_range)
-                step = step if weight.shape[-1] > config.cols else step[..., :1]
-                self._adc_steps.append(step.unsqueeze(-2))
+        self.counts = Counts()
+        self.clock_s = 0.0
+        self._written = written
+        self._read_keys = read_keys  # [devices], int64
+        self._reads = torch.zeros_like(read_keys)
+        self._devices = devices
+        self._plan: ReadPlan | None = None
 
     @classmethod
     def program(
-        cls, weight: Tensor, config: CrossbarConfig, generator: Generator | Sequence[Generator]
+        cls,
+        weight: Tensor,
+        config: CrossbarConfig,
+        generator: Generator | Sequence[Generator],
+        importance: Tensor | None = None,
     ) -> "Crossbar":
         """Write weights into fresh cells.
 
@@ -64,26 +63,73 @@ class Crossbar:
             generator: one for all devices, or one per device in row-major order. Each device gets its own
                 write and read streams, drawn from it, so a device comes out the same whether it is written
                 alone with its generator or among others.
+            importance: like `weight`; which weights selective write-verify reads back first. Left out, the largest.
 
         Raises:
-            ConfigError: an empty weight, fewer than two dimensions, integers, NaN or infinity, or a number of
-                generators other than that of devices; also a catalogue that cannot be read.
+            ConfigError: an empty weight, fewer than two dimensions, integers, NaN or infinity, negative weights in the
+                one-sided scheme, or a number of generators other than that of devices; slices that the cell cannot
+                hold, wires on a cell of unknown conductance; also a catalogue that cannot be read.
             DeviceError: the catalogue does not hold `config.device`.
         """
-        _check_weight(weight)
-        devices, (in_features, out_features) = weight.shape[:-2], weight.shape[-2:]
-        seeds = _device_seeds(generator, prod(devices))
-        streams = [Generator().manual_seed(int(seed)) for seed in seeds[:, 0]]
-        # Draws are made on the CPU, so that a seed means the same device wherever the tensors live.
-        flat = weight.detach().to("cpu", torch.float32).reshape(-1, in_features, out_features)
-        programmed = program_weights(flat, config, streams)
-        variance = programmed.read_variance
-        return cls(
-            programmed.weight.reshape(weight.shape).to(weight.device),
-            None if variance is None else variance.reshape(weight.shape).to(weight.device),
-            [Generator().manual_seed(int(seed)) for seed in seeds[:, 1]],
-            config,
-        )
+        _check_weight(weight, config)
+        # Drawn on the CPU, so that a seed means the same device wherever the tensors live.
+        keys = _device_keys(generator, prod(weight.shape[:-2])).to(weight.device)
+        writing = _writing(weight, config, keys[:, 0].contiguous(), torch.zeros_like(keys[:, 0]), importance)
+        return cls(write_arrays(writing, config), keys[:, 1].contiguous(), weight.shape[:-2], config)
+
+    def rewrite(self, weight: Tensor, importance: Tensor | None = None) -> None:
+        """Write other weights into the same cells: a new draw, the same stuck cells, and one write more of wear.
+
+        Calibrated ADC ranges stay as they are.
+
+        Args:
+            weight, importance: as `program`, of this crossbar's shape.
+
+        Raises:
+            ConfigError: as `program`; another shape; a stack.
+        """
+        _check_weight(weight, self.config)
+        if weight.shape != self.shape:
+            raise ConfigError(f"weight has shape {tuple(weight.shape)}; these cells take {tuple(self.shape)}")
+        old = self._writing()
+        again = write_arrays(_writing(weight, self.config, old.keys, old.writes + 1, importance), self.config)
+        kept = self._written.reach if self.config.adc_scaling == "calibrated" else again.reach
+        self._written = replace(again, wear=self._written.wear + again.wear, reach=kept)
+        self.clock_s, self._plan = 0.0, None
+
+    def age(self, seconds: float) -> None:
+        """Let time pass on the cells: drift, loss of retention and relaxation, as far as the device has them.
+
+        The ADCs keep the ranges they were given when the cells were written.
+
+        Raises:
+            ConfigError: a negative time, or a stack (age its members).
+        """
+        if not 0 <= seconds < float("inf"):
+            raise ConfigError(f"a crossbar can age by 0 seconds or more (given: {seconds})")
+        aged = write_arrays(self._writing(), self.config, self.clock_s + seconds)
+        self._written = replace(aged, wear=self._written.wear, reach=self._written.reach)
+        self.clock_s, self._plan = self.clock_s + seconds, None
+
+    @torch.no_grad()
+    def calibrate(
+        self, x: Tensor, method: CalibrationMethod = "percentile", percentile: float = 99.9
+    ) -> None:
+        """Set the ADCs' ranges from input vectors like those to come (`adc_scaling: calibrated`).
+
+        Args:
+            x: as `matmul`.
+            method, percentile: see `calibration.calibrated_ranges`.
+
+        Raises:
+            ConfigError: ADCs that are ideal or scaled otherwise, or inputs that do not fit or cannot serve.
+        """
+        if self.config.adc_bits is None or self.config.adc_scaling != "calibrated":
+            raise ConfigError("calibrate needs adc_bits and adc_scaling: calibrated")
+        self._check_input(x)
+        plan = self._plan_with(None)
+        found = calibrated_ranges(self._vectors(x), plan, self.config, method, percentile)
+        self._written, self._plan = replace(self._written, reach=found), None
 
     @classmethod
     def stack(cls, crossbars: Sequence["Crossbar"]) -> "Crossbar":
@@ -92,8 +138,8 @@ class Crossbar:
         Members may differ in what only programming uses: cell, sigma and its unit, weight bits, scale. The
         stack carries the first member's config.
 
-        The stack reads as its members would and shares their read streams: a read of the stack is a read of
-        each member.
+        The stack reads as its members would: its reads go on where theirs stood, in their streams. Its cells cannot be
+        rewritten or aged; a member's can, before it is stacked anew.
 
         Raises:
             ConfigError: no crossbars, or shapes or peripheries that differ.
@@ -108,38 +154,41 @@ class Crossbar:
                     f"{tuple(first.shape)}, {first.config.periphery()} and "
                     f"{tuple(other.shape)}, {other.config.periphery()}"
                 )
-        variances = [c._read_variance for c in crossbars if c._read_variance is not None]
-        return cls(
-            torch.stack([c._weight for c in crossbars]),
-            torch.stack(variances) if variances else None,
-            [stream for c in crossbars for stream in c._read_streams],
-            first.config,
+        members = [c._written for c in crossbars]
+        keys = torch.cat([c._read_keys for c in crossbars])
+        devices = torch.Size([len(crossbars), *first.device_shape])
+        stacked = cls(Written.stack(members), keys, devices, first.config)
+        stacked._reads = torch.cat([c._reads for c in crossbars])
+        # The chips' ADCs are theirs, with the errors they were made with.
+        stacked._plan = (
+            ReadPlan.stack([c._read_plan() for c in crossbars]) if first.config.adc_errors else None
         )
+        return stacked
 
     @property
     def shape(self) -> torch.Size:
         """[*devices, in_features, out_features]."""
-        return self._weight.shape
+        return torch.Size([*self._devices, *self._written.weight.shape[-2:]])
 
     @property
     def device_shape(self) -> torch.Size:
         """The leading dimensions: [*devices]."""
-        return self._weight.shape[:-2]
+        return self._devices
 
     @property
     def in_features(self) -> int:
         """Length of an input vector."""
-        return self._weight.shape[-2]
+        return self._written.weight.shape[-2]
 
     @property
     def out_features(self) -> int:
         """Length of an output vector."""
-        return self._weight.shape[-1]
+        return self._written.weight.shape[-1]
 
     @property
     def location(self) -> torch.device:
         """Where the tensors live."""
-        return self._weight.device
+        return self._written.weight.device
 
     @torch.no_grad()
     def matmul(self, x: Tensor) -> Tensor:
@@ -153,50 +202,67 @@ class Crossbar:
             [*devices, batch, out_features], in x's dtype (computed in float32).
 
         Raises:
-            ConfigError: a shape that does not fit, or integers.
+            ConfigError: a shape that does not fit, integers, or ADCs that wait for `calibrate`.
         """
         self._check_input(x)
-        config, vectors = self.config, x.to(torch.float32)
-        if config.dac_bits is not None:
-            vectors = drive(vectors, config.dac_bits)
-        if config.adc_bits is None and self._read_variance is None:
-            return (vectors @ self._weight).to(x.dtype)
-        noise = None if self._read_variance is None else self._draw_read_noise(x.shape[-2])
-        total: Tensor | None = None
-        for tile, rows in enumerate(self._row_tiles):
-            part = vectors[..., rows]
-            output = part @ self._weight[..., rows, :]
-            if self._read_variance is not None and noise is not None:
-                spread = (part.square() @ self._read_variance[..., rows, :]).sqrt_()
-                output.addcmul_(spread, noise[..., tile, :])
-            if config.adc_bits is not None:
-                # vector_norm takes ten times as long on the strided patches of a convolution
-                norm = part.square().sum(dim=-1, keepdim=True).sqrt_()
-                output = digitise(output, norm * self._adc_steps[tile], config.adc_bits)
-            total = output if total is None else total.add_(output)
-        assert total is not None  # a crossbar has at least one row tile
-        return total.to(x.dtype)
+        vectors, plan = self._vectors(x), self._read_plan()
+        if self.config.read_mode == "cell" and self.config.noisy:
+            y = read_every_cell(
+                vectors,
+                plan,
+                self._writing(),
+                self.config,
+                self._read_keys,
+                self._reads,
+                self.clock_s,
+                self.counts,
+            )
+        else:
+            y = read_array(vectors, plan, self.config, self._read_keys, self._reads, self.counts)
+        self._reads = self._reads + vectors.shape[1]
+        return y.reshape(*self._devices, *y.shape[-2:]).to(x.dtype)
 
+    @torch.no_grad()
     def read_weight(self) -> Tensor:
-        """The weight as programmed, [*devices, in_features, out_features]: no converters, no read noise."""
-        return self._weight.clone()
+        """The weight as the cells hold it now, [*devices, in_features, out_features]: no converters, no read noise."""
+        return self._written.combined().reshape(self.shape)
+
+    def cells(self) -> Cells:
+        """Every cell as it was written, [devices, sides * slices, in, out] (a plane per side and slice).
+
+        Raises:
+            ConfigError: a stack, which does not know its members' cells.
+        """
+        return write_cells(self._writing(), self.config)
+
+    def wear(self) -> Tensor:
+        """Pulses that each cell has had, int32 [devices, sides * slices, in, out].
+
+        Raises:
+            ConfigError: a stack.
+        """
+        devices, *shape = self._writing().integers.shape
+        return self._written.wear.expand(devices, self.config.mapping().cells, *shape)
 
     def to(self, device: torch.device | str) -> "Crossbar":
-        """Move the tensors; read noise keeps being drawn on the CPU, from the same streams."""
-        variance = None if self._read_variance is None else self._read_variance.to(device)
-        return Crossbar(self._weight.to(device), variance, self._read_streams, self.config)
+        """Move the tensors; draws are functions of the keys and stay what they are."""
+        moved = Crossbar(self._written.to(device), self._read_keys.to(device), self._devices, self.config)
+        moved._reads, moved.counts, moved.clock_s = self._reads.to(device), replace(self.counts), self.clock_s
+        moved._plan = None if self._plan is None else self._plan.to(device)
+        return moved
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything but the config as tensors; `from_state` restores it bit-exactly.
+        """Everything but the config as tensors; `from_state` restores it bit-exactly. Safetensors takes them.
 
-        Keys: `weight`; with read noise also `read_variance` (both [*devices, in, out]) and `read_streams`,
-        bytes [devices, state] of the generators. Safetensors takes them.
+        Raises:
+            ConfigError: a stack; save its members.
         """
-        state = {"weight": self._weight.clone()}
-        if self._read_variance is not None:
-            state["read_variance"] = self._read_variance.clone()
-            state["read_streams"] = torch.stack([stream.get_state() for stream in self._read_streams])
-        return state
+        writing = self._writing()
+        state = {**self._written.tensors(), **writing.tensors()}
+        state["read_keys"], state["reads"] = self._read_keys, self._reads
+        state["clock_s"] = torch.tensor(self.clock_s, dtype=torch.float64)
+        state["devices"] = torch.tensor(self._devices, dtype=torch.int64)
+        return {name: value.clone().contiguous() for name, value in state.items()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], config: CrossbarConfig) -> "Crossbar":
@@ -205,31 +271,57 @@ class Crossbar:
         Raises:
             ConfigError: keys or shapes that are not those of a crossbar with this config.
         """
-        expected = {"weight"} if config.read_noise == 0 else {"weight", "read_variance", "read_streams"}
-        if set(state) != expected:
+        expected = (
+            Written.names(config) | Writing.names(config) | {"read_keys", "reads", "clock_s", "devices"}
+        )
+        if set(state) - {"reach"} != expected - {"reach"}:
             found = ", ".join(sorted(state)) or "nothing"
             raise ConfigError(f"crossbar state has {found}; expected {', '.join(sorted(expected))}")
-        weight, variance = state["weight"], state.get("read_variance")
-        _check_weight(weight)
-        count = prod(weight.shape[:-2])
-        streams = [Generator() for _ in range(count)]
-        if variance is not None:
-            saved = state["read_streams"]
-            if variance.shape != weight.shape or saved.shape[0] != count:
-                raise ConfigError(
-                    f"crossbar state does not fit together: weight {tuple(weight.shape)}, "
-                    f"read_variance {tuple(variance.shape)}, {saved.shape[0]} read streams"
-                )
-            for stream, one in zip(streams, saved, strict=True):
-                stream.set_state(one.cpu().clone())  # torch 2.13 crashes on a view with an offset
-        return cls(weight.clone(), None if variance is None else variance.clone(), streams, config)
+        own = {name: value.clone() for name, value in state.items()}
+        weight, devices = own["weight"], torch.Size(own["devices"].tolist())
+        shapes = {name: tuple(value.shape) for name, value in own.items()}
+        if weight.dim() != 4 or prod(devices) != len(weight) or shapes["reads"] != (len(weight),):
+            raise ConfigError(f"crossbar state does not fit together: {shapes}")
+        if (
+            shapes["integers"] != (len(weight), *weight.shape[2:])
+            or shapes.get("variance", weight.shape) != weight.shape
+        ):
+            raise ConfigError(f"crossbar state does not fit together: {shapes}")
+        crossbar = cls(Written.from_tensors(own, config), own["read_keys"], devices, config)
+        crossbar._reads, crossbar.clock_s = own["reads"], float(own["clock_s"])
+        return crossbar
 
-    def _draw_read_noise(self, batch: int) -> Tensor:
-        """N(0, 1) for one read: [*devices, batch, row tiles, out_features]."""
-        tiles, outputs = len(self._row_tiles), self.out_features
-        padded = -(-tiles * outputs // _NORMAL_BLOCK) * _NORMAL_BLOCK
-        draws = standard_normals(self._read_streams, batch, padded)[..., : tiles * outputs]
-        return draws.reshape(*self.device_shape, batch, tiles, outputs).to(self._weight.device)
+    def _writing(self) -> Writing:
+        if self._written.writing is None:
+            raise ConfigError("a stack of crossbars does not know its members' cells; ask the members")
+        return self._written.writing
+
+    def _read_plan(self) -> ReadPlan:
+        if self._plan is None:
+            reach = self._written.reach
+            if self.config.adc_bits is not None and reach is None:
+                raise ConfigError(
+                    "adc_scaling is calibrated: call calibrate with typical inputs before reading"
+                )
+            self._plan = self._plan_with(reach)
+        return self._plan
+
+    def _plan_with(self, reach: Tensor | None) -> ReadPlan:
+        written = self._written
+        adc = None
+        if reach is not None:
+            keys = self._read_keys if written.writing is None else written.writing.keys
+            adc = make_adc(reach, self.config, keys)
+        return ReadPlan(
+            written.weight, written.variance, written.uniform, adc, written.alphas, written.pedestal
+        )
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        """Inputs with one device dimension: [devices or 1, vectors, in], float32."""
+        x = x.to(torch.float32)
+        if prod(x.shape[:-2]) == 1:
+            return x.reshape(1, *x.shape[-2:])
+        return x.expand(*self._devices, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
 
     def _check_input(self, x: Tensor) -> None:
         leading = x.shape[:-2]
@@ -243,12 +335,8 @@ class Crossbar:
             raise ConfigError(f"input has type {x.dtype}; a crossbar takes floating point")
 
 
-def _row_tiles(in_features: int, rows: int) -> list[slice]:
-    return [slice(start, min(start + rows, in_features)) for start in range(0, in_features, rows)]
-
-
-def _device_seeds(generator: Generator | Sequence[Generator], devices: int) -> Tensor:
-    """Seeds of the write and the read stream of every device: [devices, 2]."""
+def _device_keys(generator: Generator | Sequence[Generator], devices: int) -> Tensor:
+    """Keys of the write and the read streams of every device: [devices, 2]."""
     if isinstance(generator, Generator):
         return torch.randint(2**63 - 1, (devices, 2), generator=generator)
     if len(generator) != devices:
@@ -256,7 +344,31 @@ def _device_seeds(generator: Generator | Sequence[Generator], devices: int) -> T
     return torch.cat([torch.randint(2**63 - 1, (1, 2), generator=one) for one in generator])
 
 
-def _check_weight(weight: Tensor) -> None:
+def _writing(
+    weight: Tensor, config: CrossbarConfig, keys: Tensor, writes: Tensor, importance: Tensor | None
+) -> Writing:
+    """Quantise weights [*devices, in, out] and choose which cells are verified."""
+    flat = weight.detach().to(torch.float32).reshape(-1, *weight.shape[-2:])
+    integers, scale = quantize_symmetric(flat, config.weight_bits, config.scale_per == "column")
+    return Writing(integers, scale, keys, writes, _verified(flat, importance, config))
+
+
+def _verified(flat: Tensor, importance: Tensor | None, config: CrossbarConfig) -> Tensor | None:
+    """Which weights are read back: bool like `flat` [devices, in, out], None for none."""
+    if importance is not None and config.programming.method != "selective":
+        raise ConfigError("importance is for programming.method: selective")
+    if config.programming.method == "open_loop":
+        return None
+    if config.programming.method == "write_verify":
+        return torch.ones(flat.shape, dtype=torch.bool, device=flat.device)
+    ranked = flat.abs() if importance is None else importance.to(torch.float32).reshape(flat.shape)
+    count = round(config.programming.share * flat[0].numel())
+    chosen = ranked.flatten(1).argsort(dim=1, descending=True, stable=True)[:, :count]
+    marked = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device).flatten(1)
+    return marked.scatter_(1, chosen, True).reshape(flat.shape)
+
+
+def _check_weight(weight: Tensor, config: CrossbarConfig) -> None:
     if weight.dim() < 2 or weight.numel() == 0:
         raise ConfigError(
             f"weight has shape {tuple(weight.shape)}; a crossbar takes "
@@ -264,5 +376,9 @@ def _check_weight(weight: Tensor) -> None:
         )
     if not weight.is_floating_point():
         raise ConfigError(f"weight has type {weight.dtype}; a crossbar takes floating point")
-    if not bool(torch.isfinite(weight).all()):
+    # aminmax passes NaN on, and takes a tenth of the time of isfinite; one matrix for many devices is looked at once
+    once = weight[(0,) * (weight.dim() - 2)] if not any(weight.stride()[:-2]) else weight
+    if not all(bool(torch.isfinite(end)) for end in torch.aminmax(once)):
         raise ConfigError("weight holds NaN or infinity; a cell cannot be programmed to that")
+    if config.scheme == "one_sided" and bool((weight < 0).any()):
+        raise ConfigError("scheme one_sided holds no negative weights; allowed: differential, offset")

@@ -1,49 +1,131 @@
-"""How a weight becomes levels of cells: symmetric integers, differential pairs, bit slices.
+"""How a weight becomes levels of cells: symmetric integers, a scheme for the sign, bit slices.
 
-A weight is `scale * q` with an integer |q| <= 2**(weight_bits-1) - 1. The pair's positive cells hold the
-magnitude of a positive q and the negative ones that of a negative q; the other side stays at level 0. The
-magnitude is cut into slices of `cell_bits`, aligned to its most significant bit: where the bits do not divide
-evenly, the spare bits lie at the bottom of the lowest slice, so that the top cells use their whole range.
+A weight is `scale * q` with an integer |q| <= top = 2**(weight_bits-1) - 1. The scheme makes unsigned values:
+
+    differential  two sides, max(q, 0) and max(-q, 0), subtracted in the analog domain
+    offset        one side, q + top; the digital side subtracts top * sum(x)
+    one_sided     one side, q; weights must not be negative
+
+A value is cut into slices from its most significant bit. Where a cell's bits do not divide it evenly, the spare bits
+lie at the bottom of the lowest slice, so that the top cells use their whole range. A slice of fewer bits than its cell
+has uses every k-th level, the largest k that fits.
 """
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from nvcim.crossbar.kernel import kernel_for
+from nvcim.devices import CellDevice
+from nvcim.errors import ConfigError
 
-def quantize_symmetric(weight: Tensor, weight_bits: int, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Round weights to symmetric integers; the largest magnitude over `dims` becomes the largest integer.
+Scheme = Literal["differential", "offset", "one_sided"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Bits of a value that one cell holds: level = ((value >> shift) & mask) * stride."""
+
+    shift: int
+    mask: int
+    stride: int
+    factor: float
+    """What the cell at full conductance adds to the integer, by shift-and-add."""
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """The cells of a weight: `signs` has one entry per side, `slices` is ordered from the least significant one."""
+
+    top: int
+    spare: int
+    offset: int
+    signs: tuple[int, ...]
+    slices: tuple[Slice, ...]
+
+    @property
+    def cells(self) -> int:
+        """Cells per weight."""
+        return len(self.signs) * len(self.slices)
+
+    def levels(self, integers: Tensor, side: int, index: int) -> Tensor:
+        """Levels of slice `index` on a side for int32 weights, shape kept."""
+        piece = self.slices[index]
+        value = (integers * self.signs[side] + self.offset).clamp_(min=0) << self.spare
+        return (value >> piece.shift).bitwise_and_(piece.mask).mul_(piece.stride)
+
+
+def make_mapping(
+    weight_bits: int,
+    cell: CellDevice,
+    scheme: Scheme = "differential",
+    slice_bits: tuple[int, ...] | None = None,
+) -> Mapping:
+    """Say which bits of a weight lie in which cells.
 
     Args:
-        weight: [..., in_features, out_features], finite.
-        weight_bits: bits of the integers, sign included.
-        dims: dimensions that share a scale.
+        weight_bits: sign included.
+        cell: its levels bound a slice.
+        scheme: see the module.
+        slice_bits: bits of each slice, most significant first; left out, as many as the cell has.
+
+    Raises:
+        ConfigError: slices with more bits than the cell has levels for, or too few bits for the weight.
+    """
+    bits = weight_bits if scheme == "offset" else weight_bits - 1
+    widths = slice_bits or (cell.bits,) * -(-bits // cell.bits)
+    if max(widths) > cell.bits:
+        raise ConfigError(
+            f"slice_bits asks for {max(widths)} bits in one cell; device {cell.name} has {cell.levels} levels, "
+            f"at most {cell.bits} bits"
+        )
+    spare = sum(widths) - bits
+    if spare < 0 or spare >= widths[-1]:
+        raise ConfigError(
+            f"slice_bits {list(widths)} hold {sum(widths)} bits, but {weight_bits}-bit weights in the {scheme} "
+            f"scheme have {bits}; allowed: {bits} to {bits + widths[-1] - 1} bits in all"
+        )
+    slices, shift = [], 0
+    for width in reversed(widths):
+        stride = (cell.levels - 1) // (2**width - 1)
+        factor = (cell.levels - 1) / stride * 2**shift / 2**spare
+        slices.append(Slice(shift, 2**width - 1, stride, factor))
+        shift += width
+    top = 2 ** (weight_bits - 1) - 1
+    offset = top if scheme == "offset" else 0
+    return Mapping(top, spare, offset, (1, -1) if scheme == "differential" else (1,), tuple(slices))
+
+
+def quantize_symmetric(weight: Tensor, weight_bits: int, per_column: bool) -> tuple[Tensor, Tensor]:
+    """Round weights to symmetric integers; the largest magnitude becomes the largest integer.
+
+    Args:
+        weight: [devices, in_features, out_features], finite float32.
+        weight_bits: bits of the integers, sign included, at most 16.
+        per_column: each column has a scale of its own, instead of each device.
 
     Returns:
-        integers: int32, like `weight`.
-        scale: like `weight` with `dims` reduced to 1; 0 where all weights are 0.
+        integers: int16, like `weight`.
+        scale: [devices, 1, out_features]; 0 where all weights are 0.
     """
+    if len(weight) > 1 and weight.stride(0) == 0:  # one matrix for many devices
+        integers, scale = quantize_symmetric(weight[:1], weight_bits, per_column)
+        return integers.expand(weight.shape), scale.expand(len(weight), -1, -1)
     top = 2 ** (weight_bits - 1) - 1
-    scale = weight.abs().amax(dim=dims, keepdim=True) / top
-    integers = torch.where(scale > 0, weight / scale, 0.0).round().clamp(-top, top)
-    return integers.to(torch.int32), scale
-
-
-def slice_count(weight_bits: int, cell_bits: int) -> int:
-    """Cells per side of a pair: ceil((weight_bits - 1) / cell_bits)."""
-    return -(-(weight_bits - 1) // cell_bits)
-
-
-def slice_levels(magnitude: Tensor, weight_bits: int, cell_bits: int, index: int) -> Tensor:
-    """Levels that slice `index` (0 is the least significant) holds for integer magnitudes, shape kept."""
-    aligned = magnitude << _spare_bits(weight_bits, cell_bits)
-    return (aligned >> (index * cell_bits)).bitwise_and(2**cell_bits - 1)
-
-
-def slice_weight(weight_bits: int, cell_bits: int, index: int) -> float:
-    """What a cell of slice `index` at full conductance adds to the integer, by analog shift-and-add."""
-    top_level = 2**cell_bits - 1
-    return float(top_level * 2 ** (index * cell_bits)) / float(2 ** _spare_bits(weight_bits, cell_bits))
-
-
-def _spare_bits(weight_bits: int, cell_bits: int) -> int:
-    return slice_count(weight_bits, cell_bits) * cell_bits - (weight_bits - 1)
+    devices, inputs, outputs = weight.shape
+    library = kernel_for(weight)
+    if library is None:
+        largest = weight.abs().amax(dim=1 if per_column else (1, 2), keepdim=True)
+        scale = (largest / top).expand(-1, 1, outputs).contiguous()
+        ratio = torch.where(scale > 0, weight / scale, 0.0)
+        return ratio.round().clamp(-top, top).to(torch.int16), scale
+    weight = weight.contiguous()
+    integers = torch.empty(weight.shape, dtype=torch.int16)
+    scale = torch.empty(devices, 1, outputs)
+    library.nvcim_quantize(
+        weight.data_ptr(), devices, inputs, outputs, float(top), per_column, scale.data_ptr(), integers.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return integers, scale

@@ -1,82 +1,228 @@
-"""Writing cells: every write lands beside its level, by a Gaussian whose width depends on the level.
+"""Writing cells: every pulse lands beside its level, by a Gaussian whose width depends on the level.
 
     g = level_conductance[l] + u * level_sigma[l] / 0.01 * sigma * eps,   eps ~ N(0, 1)
 
-with u = 1 (sigma in units of the full range) or one level step. The draw is not clipped: 0 is the cell's
-g_min, not zero siemens, and the published level tables are plain Gaussians.
+with u = 1 (sigma in units of the full range) or one level step. The draw is not clipped: 0 is the cell's g_min, not
+zero siemens, and the published level tables are plain Gaussians.
+
+Draws are counter-based, so the cells of a device are a function of its integers, its key and how often it was
+written; nothing of them is stored, and `write_cells` makes them again, the same to the bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping as AbstractMapping
 from typing import NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from nvcim.crossbar.mapping import quantize_symmetric, slice_count, slice_levels, slice_weight
+from nvcim.crossbar import streams
+from nvcim.crossbar.counter_rng import normals, uniforms
+from nvcim.crossbar.kernel import ProgramArguments, fill, kernel_for
+from nvcim.crossbar.mapping import Mapping
 from nvcim.crossbar.settings import CrossbarConfig
 from nvcim.devices import CellDevice
+from nvcim.devices.faults import stuck_cells, with_stuck
 
 
-class Programmed(NamedTuple):
-    """What the cells of an array amount to at its outputs, per device: both [devices, in, out].
+class Writing(NamedTuple):
+    """What was asked of the cells of some devices, and the streams that say where they landed.
 
-    `weight` is the signed sum over a pair's slices; `read_variance` is what one read of an input of 1 adds as
-    variance, None without read noise.
+    integers: [devices, in, out], int16. scale: [devices, 1, out]. keys, writes: [devices], int64: each device's key
+    and the number of this write. verified: [devices, in, out] bool, the weights that are read back; None for none.
+    """
+
+    integers: Tensor
+    scale: Tensor
+    keys: Tensor
+    writes: Tensor
+    verified: Tensor | None
+
+    def some(self, devices: slice) -> "Writing":
+        """The same for some of the devices."""
+        return self._replace(**{name: value[devices] for name, value in self.tensors().items()})
+
+    def to(self, device: torch.device | str) -> "Writing":
+        """Move all tensors."""
+        return self._replace(**{name: value.to(device) for name, value in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that there are, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+    @staticmethod
+    def names(config: CrossbarConfig) -> set[str]:
+        """Names of the tensors of a write with this config."""
+        names = {"integers", "scale", "keys", "writes"}
+        return names if config.programming.method == "open_loop" else names | {"verified"}
+
+    @staticmethod
+    def from_tensors(state: AbstractMapping[str, Tensor]) -> "Writing":
+        """A write from what `tensors` gave."""
+        own = [state[name] for name in ("integers", "scale", "keys", "writes")]
+        return Writing(own[0], own[1], own[2], own[3], state.get("verified"))
+
+
+class Cells(NamedTuple):
+    """Planes of cells, a plane per side and slice: all [devices, planes, in, out].
+
+    levels: int32, what was to be written. conductance: float32, normalised, what was reached. stuck: int8, 1 on,
+    -1 off, 0 fine; None if none can be. pulses: uint8 per cell, None where each got one.
+    """
+
+    levels: Tensor
+    conductance: Tensor
+    stuck: Tensor | None
+    pulses: Tensor | None
+
+
+def level_tables(cell: CellDevice, config: CrossbarConfig) -> tuple[Tensor, Tensor]:
+    """Nominal conductance and standard deviation of a write, both normalised: [levels] each, float32."""
+    unit = 1.0 if config.sigma_unit == "full_range" else 1.0 / (cell.levels - 1)
+    return torch.tensor(cell.level_conductance), torch.tensor(cell.sigma_at(config.sigma * unit))
+
+
+def write_cells(writing: Writing, config: CrossbarConfig) -> Cells:
+    """Write every cell of some devices; the same arguments give the same cells, to the bit."""
+    cell, mapping = config.cell(), config.mapping()
+    planes = [(side, index) for side in range(len(mapping.signs)) for index in range(len(mapping.slices))]
+    levels = torch.stack([mapping.levels(writing.integers.int(), *plane) for plane in planes], dim=1)
+    where = levels.device
+    nominal, width = (table.to(where) for table in level_tables(cell, config))
+    conductance = torch.empty(levels.shape, device=where)
+    pulses = None if writing.verified is None else torch.ones(levels.shape, dtype=torch.uint8, device=where)
+    for plane in range(len(planes)):
+        target, spread = nominal[levels[:, plane]], width[levels[:, plane]]
+        conductance[:, plane] = target + spread * _pulse(writing, plane, 0) if config.sigma > 0 else target
+        if pulses is not None and config.sigma > 0:
+            _verify(writing, plane, target, spread, conductance[:, plane], pulses[:, plane], config)
+    stuck = _stuck(writing, levels.shape, config, cell)
+    return Cells(levels, conductance if stuck is None else with_stuck(conductance, stuck), stuck, pulses)
+
+
+def _pulse(writing: Writing, plane: int, pulse: int) -> Tensor:
+    """Standard normals of one pulse on a plane: [devices, in, out]."""
+    index = writing.writes * streams.MAX_PULSES + pulse
+    devices, *shape = writing.integers.shape
+    drawn = normals(writing.keys, streams.WRITE + plane, index, shape[0] * shape[1])
+    return drawn.reshape(devices, *shape)
+
+
+def _verify(
+    writing: Writing,
+    plane: int,
+    target: Tensor,
+    spread: Tensor,
+    conductance: Tensor,
+    pulses: Tensor,
+    config: CrossbarConfig,
+) -> None:
+    """Write cells anew, in place, until each lies within the tolerance or has had its pulses."""
+    assert writing.verified is not None
+    tolerance = config.programming.tolerance / (config.cell().levels - 1)
+    for pulse in range(1, config.programming.max_pulses):
+        missed = ((conductance - target).abs() > tolerance) & writing.verified
+        if not bool(missed.any()):
+            return
+        again = target + spread * _pulse(writing, plane, pulse)
+        conductance.copy_(torch.where(missed, again, conductance))
+        pulses.add_(missed)
+
+
+def _stuck(writing: Writing, shape: torch.Size, config: CrossbarConfig, cell: CellDevice) -> Tensor | None:
+    """Stuck cells [devices, planes, in, out], or None if none can be."""
+    on = cell.stuck_on if config.stuck_on is None else config.stuck_on
+    off = cell.stuck_off if config.stuck_off is None else config.stuck_off
+    if not on and not off:
+        return None
+    return stuck_map(writing.keys, shape, on or 0.0, off or 0.0)
+
+
+def stuck_map(keys: Tensor, shape: torch.Size, stuck_on: float, stuck_off: float) -> Tensor:
+    """Which cells of chips are stuck: int8 [devices, planes, in, out], 1 on, -1 off, 0 fine; a function of the keys."""
+    planes = [
+        uniforms(keys, streams.STUCK + plane, torch.zeros_like(keys), shape[2] * shape[3])
+        for plane in range(shape[1])
+    ]
+    return stuck_cells(torch.stack(planes, dim=1).reshape(shape), stuck_on, stuck_off)
+
+
+class Collapsed(NamedTuple):
+    """What open-loop differential pairs amount to at their outputs: both [devices, in, out].
+
+    weight: the signed sum over pairs and slices. squares: what reads with a sigma of 1, relative to the conductance,
+    would add as variance; None unless asked for.
     """
 
     weight: Tensor
-    read_variance: Tensor | None
+    squares: Tensor | None
 
 
-def standard_normals(streams: Sequence[Generator], *shape: int) -> Tensor:
-    """Draw N(0, 1): [len(streams), *shape], row i from stream i alone."""
-    draws = torch.empty(len(streams), *shape)
-    for row, stream in zip(draws, streams, strict=True):
-        row.normal_(generator=stream)
-    return draws
-
-
-def program_cells(
-    levels: Tensor, cell: CellDevice, config: CrossbarConfig, streams: Sequence[Generator]
-) -> Tensor:
-    """Write `levels` into cells.
+def write_collapsed(
+    writing: Writing, config: CrossbarConfig, mapping: Mapping, floor: float, squares: bool
+) -> Collapsed:
+    """Write cells open-loop and add each weight's pair and slices up at once, in one pass over the weights.
 
     Args:
-        levels: [devices, ...], integers in 0..cell.levels-1.
-        cell: what is written.
-        config: gives sigma and its unit.
-        streams: one random stream per device.
-
-    Returns:
-        The conductances that were reached, normalised: float32, like `levels`.
+        writing: nothing verified.
+        config: analog accumulation; no stuck cells.
+        mapping: of the config.
+        floor: g_min in units of the conductance range.
+        squares: whether to make them.
     """
-    conductance = torch.tensor(cell.level_conductance)[levels]
-    if config.sigma == 0:
-        return conductance
-    unit = 1.0 if config.sigma_unit == "full_range" else 1.0 / (cell.levels - 1)
-    width = torch.tensor(cell.sigma_at(config.sigma * unit))
-    return conductance.addcmul_(width[levels], standard_normals(streams, *levels.shape[1:]))
+    nominal, width = level_tables(config.cell(), config)
+    library = kernel_for(writing.integers)
+    if library is None:
+        return _plain_collapsed(writing, config, mapping, (nominal + floor, width), squares)
+    integers, scale = writing.integers, writing.scale.contiguous()
+    keys, writes = writing.keys.contiguous(), (writing.writes * streams.MAX_PULSES).contiguous()
+    tables = {"conductance": (nominal + floor), "sigma": width}
+    fields = {
+        name: torch.tensor([getattr(piece, name) for piece in mapping.slices], dtype=kind)
+        for name, kind in (("shift", torch.int32), ("mask", torch.int32), ("stride", torch.int32))
+    }
+    factors = torch.tensor([piece.factor for piece in mapping.slices], dtype=torch.float32)
+    devices, inputs, outputs = integers.shape
+    total = torch.empty(integers.shape)
+    result = Collapsed(total, torch.empty_like(total) if squares else None)
+    arguments = ProgramArguments()
+    fill(
+        arguments, {**tables, **fields, "integers": integers, "scale": scale, "factor": factors, "keys": keys}
+    )
+    fill(arguments, {"write": writes, "total": result.weight, "squares": result.squares})
+    fill(
+        arguments,
+        {
+            "devices": devices,
+            "cells": inputs * outputs,
+            "stride_device": integers.stride(0),
+            "outputs": outputs,
+            "levels": len(nominal),
+        },
+    )
+    fill(arguments, {"outputs": outputs, "levels": len(nominal)})
+    fill(arguments, {"slices": len(mapping.slices), "sides": len(mapping.signs), "offset": mapping.offset})
+    fill(arguments, {"spare": mapping.spare, "noisy": config.sigma > 0})
+    fill(arguments, {"purpose": streams.WRITE, "threads": torch.get_num_threads()})
+    library.nvcim_program(arguments)
+    return result
 
 
-def program_weights(weight: Tensor, config: CrossbarConfig, streams: Sequence[Generator]) -> Programmed:
-    """Quantise, slice and write weights [devices, in, out] (finite float32) as differential pairs.
-
-    Slices and pairs collapse into one signed weight exactly, because the periphery adds them before the ADC.
-    """
-    cell = config.cell()
-    dims = (1, 2) if config.scale_per == "device" else (1,)
-    integers, scale = quantize_symmetric(weight, config.weight_bits, dims)
-    total = torch.zeros_like(weight)
-    squares = torch.zeros_like(weight) if config.read_noise > 0 else None
-    for sign in (1, -1):
-        magnitude = (integers * sign).clamp_(min=0)
-        for index in range(slice_count(config.weight_bits, cell.bits)):
-            levels = slice_levels(magnitude, config.weight_bits, cell.bits, index)
-            conductance = program_cells(levels, cell, config, streams)
-            factor = slice_weight(config.weight_bits, cell.bits, index)
-            total.add_(conductance, alpha=sign * factor)
-            if squares is not None:
-                squares.add_(conductance.square_(), alpha=factor**2)
-    if squares is not None:
-        squares.mul_((scale * config.read_noise).square_())
-    return Programmed(total.mul_(scale), squares)
+def _plain_collapsed(
+    writing: Writing, config: CrossbarConfig, mapping: Mapping, tables: tuple[Tensor, Tensor], squares: bool
+) -> Collapsed:
+    """The same in plain torch; the order of the operations is that of kernel.cpp."""
+    nominal, width = (table.to(writing.integers.device) for table in tables)
+    total = torch.zeros(writing.integers.shape, device=nominal.device)
+    summed = torch.zeros_like(total) if squares else None
+    for side, sign in enumerate(mapping.signs):
+        for index, piece in enumerate(mapping.slices):
+            levels = mapping.levels(writing.integers.int(), side, index)
+            conductance = nominal[levels]
+            if config.sigma > 0:
+                plane = side * len(mapping.slices) + index
+                conductance = conductance + width[levels] * _pulse(writing, plane, 0)
+            total = total + conductance * (sign * piece.factor)
+            if summed is not None:
+                summed = summed + conductance * conductance * (piece.factor * piece.factor)
+    scale = writing.scale
+    return Collapsed(total * scale, None if summed is None else summed * (scale * scale))

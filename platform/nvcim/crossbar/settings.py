@@ -1,12 +1,41 @@
-"""Settings of a crossbar: the cell, how weights are mapped to it, and the periphery."""
+"""Settings of a crossbar: the cell, how weights are mapped to it, wires, programming, and the periphery."""
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nvcim.config import Settings
+from nvcim.crossbar.mapping import Mapping, Scheme, make_mapping
+from nvcim.crossbar.wires import Wires
 from nvcim.devices import CellDevice, get_device, load_catalogue
+from nvcim.devices.reading import ReadCondition
+
+
+class ConverterErrors(Settings):
+    """How real ADCs differ from ideal ones; each is a standard deviation over ADCs (one per tile and column).
+
+    The integral non-linearity of a code is the sum of the widths' errors below it, less the straight line through both
+    ends: what is left once gain and offset are taken out.
+    """
+
+    offset_lsb: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="in codes")
+    gain: float = Field(default=0.0, ge=0, lt=0.2, description="relative")
+    dnl_lsb: float = Field(default=0.0, ge=0, lt=0.5, description="width of a code, in codes")
+
+
+class Programming(Settings):
+    """How cells are written.
+
+    `open_loop` pulses once. `write_verify` reads each cell back and writes it anew until it lies within `tolerance` of
+    its level, at most `max_pulses` times. `selective` does so for the `share` of the weights that matter most (SWIM,
+    Yan et al., DAC 2022: by importance, else by magnitude) and writes the others open-loop.
+    """
+
+    method: Literal["open_loop", "write_verify", "selective"] = "open_loop"
+    tolerance: float = Field(default=0.1, gt=0, allow_inf_nan=False, description="in level steps")
+    max_pulses: int = Field(default=20, ge=1, le=255)
+    share: float = Field(default=0.1, gt=0, le=1)
 
 
 class CrossbarConfig(Settings):
@@ -17,28 +46,95 @@ class CrossbarConfig(Settings):
     in the code of NeFT) or times one level step (`level_step`, as in SWIM's). For 8-bit weights on 2-bit
     cells each side of a pair then adds an error of 0.78 or 0.26 sigma times the largest weight; the papers
     do not settle which is meant. The default follows two of the group's three published codes (SWIM, EvaXB).
+
+    Every side and every slice of a weight lies in an array of its own, `rows` x `cols` cells.
     """
 
+    # the cell
     device: str = "FeFET2"
     catalogue: Path | None = Field(default=None, description="YAML file with devices of the user's own")
+    g_min_us: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="microsiemens; null: device's"
+    )
+    g_max_us: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="microsiemens; null: device's"
+    )
+    stuck_on: float | None = Field(default=None, ge=0, le=1, description="share of cells; null: the device's")
+    stuck_off: float | None = Field(
+        default=None, ge=0, le=1, description="share of cells; null: the device's"
+    )
+    array_sigma: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="relative spread from array to array; null: the device's",
+    )
+    temperature_k: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="null: the device's reference temperature"
+    )
+
+    # writing
     sigma: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     sigma_unit: Literal["full_range", "level_step"] = "level_step"
+    programming: Programming = Programming()
+
+    # mapping
     weight_bits: int = Field(default=8, ge=2, le=16, description="sign included")
     scale_per: Literal["device", "column"] = Field(
         default="device", description="the largest weight of which fills the cells"
     )
+    scheme: Scheme = "differential"
+    slice_bits: tuple[int, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="bits per cell, most significant slice first; null: the cell's",
+    )
+    accumulate: Literal["analog", "digital"] = Field(
+        default="analog", description="slices are added before one ADC, or each is converted and then added"
+    )
     rows: int = Field(default=128, ge=1, description="word lines of a tile")
     cols: int = Field(default=128, ge=1, description="outputs of a tile, which share the ADC's range")
+    wires: Wires | None = Field(default=None, description="null: wires without resistance")
+
+    # converters
     dac_bits: int | None = Field(default=8, ge=2, le=16)
-    adc_bits: int | None = Field(default=8, ge=2, le=16)
-    adc_range: float = Field(
-        default=1.0, gt=0, le=1, description="full scale of the ADC, as a fraction of what a tile can reach"
+    input_coding: Literal["analog", "bit_serial"] = Field(
+        default="analog", description="one read per vector, or one per bit of it (two's complement)"
     )
+    dac_full_scale: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="largest input; null: each vector's own"
+    )
+    adc_bits: int | None = Field(default=8, ge=2, le=16)
+    adc_scaling: Literal["norm", "full", "calibrated"] = Field(
+        default="norm",
+        description="full scale: from the input's norm; the largest possible sum; what `calibrate` measured",
+    )
+    adc_range: float = Field(
+        default=1.0, gt=0, le=1, description="full scale of the ADC, as a fraction of what `adc_scaling` says"
+    )
+    adc_range_per: Literal["tile", "column"] = "tile"
+    adc_errors: ConverterErrors | None = None
+
+    # reading
     read_noise: float = Field(
         default=0.0,
         ge=0,
         allow_inf_nan=False,
         description="sigma of a read, relative to the cell's conductance",
+    )
+    read_noise_floor: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="sigma of a read that is the same at every level, as a fraction of the conductance range",
+    )
+    read: ReadCondition | None = Field(
+        default=None,
+        description="thermal, shot and 1/f noise of the device; null: only the two settings above",
+    )
+    read_mode: Literal["output", "cell"] = Field(
+        default="output",
+        description="noise drawn per output (exact for Gaussian cells), or slowly per cell as the reference",
     )
 
     @classmethod
@@ -46,16 +142,74 @@ class CrossbarConfig(Settings):
         """No variation, no leakage, ideal converters: only the quantisation of the weights is left."""
         return cls(device="RRAM4", sigma=0.0, weight_bits=weight_bits, dac_bits=None, adc_bits=None)
 
+    @property
+    def noisy(self) -> bool:
+        """Whether reads of one vector differ."""
+        return self.read_noise > 0 or self.read_noise_floor > 0 or self.read is not None
+
     def periphery(self) -> dict[str, object]:
         """What a read depends on besides the cells; crossbars that share it can be read in one call."""
-        fields = ("rows", "cols", "dac_bits", "adc_bits", "adc_range")
-        return {field: getattr(self, field) for field in fields} | {"noisy": self.read_noise > 0}
+        fields = (
+            *(
+                "rows",
+                "cols",
+                "dac_bits",
+                "input_coding",
+                "dac_full_scale",
+                "adc_bits",
+                "adc_scaling",
+                "adc_range",
+            ),
+            *("adc_range_per", "adc_errors", "read_mode"),
+        )
+        own: dict[str, object] = {field: getattr(self, field) for field in fields}
+        return own | {
+            "noisy": self.noisy,
+            "digital": self.accumulate == "digital",
+            "offset": self.scheme == "offset",
+        }
+
+    def read_condition(self) -> ReadCondition | None:
+        """All read noise as one condition; None without any."""
+        if not self.noisy:
+            return None
+        base = self.read or ReadCondition()
+        return base.model_copy(update={"relative": self.read_noise, "full_range": self.read_noise_floor})
 
     def cell(self) -> CellDevice:
-        """The device that `device` names.
+        """The device that `device` names, with the settings' conductances.
 
         Raises:
             DeviceError: the catalogue has no such device.
-            ConfigError: the user's catalogue cannot be read.
+            ConfigError: the user's catalogue cannot be read, or g_min_us is not below g_max_us.
         """
-        return get_device(self.device, load_catalogue(self.catalogue))
+        cell = get_device(self.device, load_catalogue(self.catalogue))
+        if self.g_min_us is None and self.g_max_us is None:
+            return cell
+        given = (None if value is None else value * 1e-6 for value in (self.g_min_us, self.g_max_us))
+        return cell.with_range(*given)
+
+    def mapping(self) -> Mapping:
+        """The cells of a weight.
+
+        Raises:
+            ConfigError: slices that the cell cannot hold.
+            DeviceError: as `cell`.
+        """
+        return make_mapping(self.weight_bits, self.cell(), self.scheme, self.slice_bits)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "CrossbarConfig":
+        if self.slice_bits is not None and min(self.slice_bits) < 1:
+            raise ValueError(f"slice_bits must be at least 1 each (given: {list(self.slice_bits)})")
+        if self.slice_bits is not None and len(self.slice_bits) > self.cols:
+            raise ValueError(
+                f"slice_bits has {len(self.slice_bits)} slices, more than the {self.cols} columns of a tile"
+            )
+        if self.input_coding == "bit_serial" and self.dac_bits is None:
+            raise ValueError("input_coding bit_serial needs dac_bits: the number of bits to drive one by one")
+        if self.adc_errors is not None and self.adc_bits is None:
+            raise ValueError("adc_errors needs adc_bits: an ideal converter has none")
+        if self.read is not None and (self.read.relative or self.read.full_range):
+            raise ValueError("read.relative and read.full_range are set by read_noise and read_noise_floor")
+        return self

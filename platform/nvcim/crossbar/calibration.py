@@ -1,0 +1,82 @@
+"""ADC ranges from data: what the bit lines really carry, per tile or per column.
+
+The full scale of an ADC is in units of the DAC's full scale, so it holds for loud and quiet vectors alike.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nvcim.crossbar.converters import top_code
+from nvcim.crossbar.reading import ReadPlan, tile_currents
+from nvcim.crossbar.settings import CrossbarConfig
+from nvcim.errors import ConfigError
+
+CalibrationMethod = Literal["percentile", "min_error"]
+_CANDIDATES = 64
+
+
+def calibrated_ranges(
+    x: Tensor,
+    plan: ReadPlan,
+    config: CrossbarConfig,
+    method: CalibrationMethod = "percentile",
+    percentile: float = 99.9,
+) -> Tensor:
+    """Full scales of all ADCs for what inputs like these make the bit lines carry.
+
+    Args:
+        x: [devices or 1, vectors, in], float32, finite.
+        plan: of the array; its ADCs play no part.
+        config: its periphery; `adc_range_per` says what shares a range.
+        method: `percentile` of the magnitudes, or `min_error`, the full scale with the smallest mean square error of
+            rounding and clipping among 64 equally spaced ones up to the largest magnitude.
+        percentile: of the first method, 0..100.
+
+    Returns:
+        [devices, groups, row tiles, out]; 0 for a column that never carries anything.
+
+    Raises:
+        ConfigError: no vectors, NaN or infinity, or a percentile outside 0..100.
+    """
+    if x.shape[1] == 0 or not bool(torch.isfinite(x).all()):
+        raise ConfigError("calibration needs at least one input vector, without NaN or infinity")
+    if not 0 < percentile <= 100:
+        raise ConfigError(f"percentile must lie above 0 and at most at 100 (given: {percentile})")
+    assert config.adc_bits is not None
+    groups = []
+    for currents in tile_currents(x, plan, config):  # [devices, row tiles, vectors, out]
+        pooled = _shared(currents.abs(), config)
+        if method == "percentile":
+            groups.append(torch.quantile(pooled, percentile / 100, dim=2))
+        else:
+            groups.append(_least_error(pooled, top_code(config.adc_bits)))
+    outputs = plan.weight.shape[-1]
+    found = torch.stack(groups, dim=1)  # [devices, groups, row tiles, columns that differ]
+    if config.adc_range_per == "column":
+        return found
+    return found.repeat_interleave(config.cols, dim=-1)[..., :outputs]
+
+
+def _shared(magnitudes: Tensor, config: CrossbarConfig) -> Tensor:
+    """Values that share a range along dim 2: [devices, row tiles, vectors (times columns), ranges]."""
+    if config.adc_range_per == "column":
+        return magnitudes
+    tiles = [part.flatten(2) for part in torch.split(magnitudes, config.cols, dim=-1)]
+    longest = max(part.shape[-1] for part in tiles)
+    # A narrower last tile repeats its values rather than meeting zeros, which would pull its percentile down.
+    whole = [part.repeat(1, 1, -(-longest // part.shape[-1]))[..., :longest] for part in tiles]
+    return torch.stack(whole, dim=-1)
+
+
+def _least_error(magnitudes: Tensor, top: int) -> Tensor:
+    largest = magnitudes.amax(dim=2)
+    best, chosen = torch.full_like(largest, float("inf")), largest
+    for candidate in range(1, _CANDIDATES + 1):
+        full_scale = largest * (candidate / _CANDIDATES)
+        step = (full_scale / top).clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]
+        error = ((magnitudes / step).round().clamp(max=top) * step - magnitudes).square().mean(dim=2)
+        better = error < best
+        best, chosen = torch.where(better, error, best), torch.where(better, full_scale, chosen)
+    return chosen

@@ -1,0 +1,274 @@
+"""Reading an array: products of all tiles, read noise, ADC, and the sum over row tiles.
+
+    y_t = DAC(x)_t @ W_t + sqrt(x_t^2 @ V_t) * eps,     y = sum over row tiles of ADC_t(y_t)
+
+The products are matrix multiplications of whole stacks of tiles; what follows them is one pass, compiled where
+it can be (kernel.cpp) and in plain torch with the same arithmetic elsewhere.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nvcim.crossbar import streams
+from nvcim.crossbar.conversion import Noise, Outputs, convert
+from nvcim.crossbar.converters import Adc, Driven, bit_planes, drive, joined, top_code
+from nvcim.crossbar.counter_rng import square_root
+from nvcim.crossbar.settings import CrossbarConfig
+
+# Partial outputs held at once (8 MiB of float32), without making the matrix products too flat.
+_PART_ELEMENTS = 2**21
+_LEAST_VECTORS = 64
+_SCRATCH_ELEMENTS = 2**22
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """What reads of a programmed array need; devices flattened.
+
+    weight: [devices, groups, in, out]. variance: like weight, or None. uniform: [devices, groups, 1, out], read
+    noise of an input of norm 1 where it is the same at every level, or None. alphas: what each group counts. pedestal:
+    [devices, 1, out], what the digital side subtracts per unit of the inputs' sum, or None.
+    """
+
+    weight: Tensor
+    variance: Tensor | None
+    uniform: Tensor | None
+    adc: Adc | None
+    alphas: tuple[float, ...]
+    pedestal: Tensor | None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether reads differ."""
+        return self.variance is not None or self.uniform is not None
+
+    def to(self, device: torch.device | str) -> "ReadPlan":
+        """Move all tensors."""
+        names = ("weight", "variance", "uniform", "pedestal")
+        own = {name: getattr(self, name) for name in names}
+        moved: dict[str, Any] = {
+            name: None if value is None else value.to(device) for name, value in own.items()
+        }
+        return ReadPlan(**moved, alphas=self.alphas, adc=None if self.adc is None else self.adc.to(device))
+
+    @staticmethod
+    def stack(plans: Sequence["ReadPlan"]) -> "ReadPlan":
+        """Put the devices of several plans one after the other."""
+        names = ("weight", "variance", "uniform", "pedestal")
+        adcs = [plan.adc for plan in plans if plan.adc is not None]
+        own: dict[str, Any] = {name: joined([getattr(plan, name) for plan in plans]) for name in names}
+        return ReadPlan(**own, alphas=plans[0].alphas, adc=Adc.stack(adcs) if adcs else None)
+
+
+@dataclass
+class Counts:
+    """Conversions so far, and how many of them were beyond the converter's range."""
+
+    adc_reads: int = 0
+    adc_clipped: int = 0
+    dac_clipped: int = 0
+
+
+def read_array(
+    x: Tensor, plan: ReadPlan, config: CrossbarConfig, keys: Tensor, first: Tensor, counts: Counts
+) -> Tensor:
+    """Read an array once per input vector.
+
+    Args:
+        x: [devices or 1, vectors, in], float32.
+        plan: the array.
+        config: its periphery.
+        keys: [devices], int64: of the read noise.
+        first: [devices], int64: number of the first read.
+        counts: added to.
+
+    Returns:
+        [devices, vectors, out], float32.
+    """
+    driven = drive(x, config)
+    counts.dac_clipped += driven.clipped
+    if plan.adc is None and not plan.noisy and config.input_coding == "analog":
+        return _without_pedestal(driven.x @ _whole(plan), driven, plan)
+    y = torch.empty(plan.weight.shape[0], x.shape[1], plan.weight.shape[-1], device=x.device)
+    for one in _passes(driven, plan, config):
+        for devices, vectors in _chunks(plan, x.shape[1], config.rows):
+            counts.adc_clipped += _read(one, devices, vectors, y, plan, config, keys, first)
+        counts.adc_reads += 0 if plan.adc is None else y.numel() * one.norms.shape[-1]
+    if config.input_coding == "bit_serial":
+        assert config.dac_bits is not None  # the settings see to it
+        y = y * (driven.full_scale / top_code(config.dac_bits)).clamp(min=_TINY)
+    return _without_pedestal(y, driven, plan)
+
+
+class _Pass(NamedTuple):
+    """One drive of the word lines and one conversion: of a group of slices and, bit by bit, of an input cycle.
+
+    inputs: [devices or 1, vectors, in]. norms, rows: [devices or 1, vectors, row tiles], of the inputs and for
+    the ADCs' steps. alpha: what a code counts in the output.
+    """
+
+    inputs: Tensor
+    norms: Tensor
+    rows: Tensor
+    group: int
+    alpha: float
+    purpose: int
+    first: bool
+
+
+def _passes(driven: Driven, plan: ReadPlan, config: CrossbarConfig) -> Iterator[_Pass]:
+    groups = range(plan.weight.shape[1])
+    if config.input_coding == "analog":
+        rows = driven.norms if config.adc_scaling == "norm" else driven.full_scale.expand_as(driven.norms)
+        for group in groups:
+            yield _Pass(
+                driven.x, driven.norms, rows, group, plan.alphas[group], _purpose(group, 0), group == 0
+            )
+        return
+    assert config.dac_bits is not None  # the settings see to it
+    planes, _ = bit_planes(driven, config.dac_bits)
+    for cycle, bits in enumerate(planes):
+        norms = square_root(
+            torch.stack([part.sum(dim=-1) for part in torch.split(bits, config.rows, dim=-1)], dim=-1)
+        )
+        rows = norms if config.adc_scaling == "norm" else torch.ones_like(norms)
+        worth = float(-(2**cycle) if cycle == config.dac_bits - 1 else 2**cycle)
+        for group in groups:
+            first = group == 0 and cycle == 0
+            yield _Pass(bits, norms, rows, group, plan.alphas[group] * worth, _purpose(group, cycle), first)
+
+
+def _purpose(group: int, cycle: int) -> int:
+    return streams.READ + group * streams.MAX_CYCLES + cycle
+
+
+def _chunks(plan: ReadPlan, vectors: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Devices and vectors whose partial outputs are held at once."""
+    devices, _, inputs, columns = plan.weight.shape
+    per_vector = -(-inputs // rows) * columns
+    tall = max(1, min(max(_LEAST_VECTORS, _PART_ELEMENTS // per_vector), vectors))
+    many = max(1, _PART_ELEMENTS // (per_vector * tall))
+    for device in range(0, devices, many):
+        for vector in range(0, vectors, tall):
+            yield slice(device, min(device + many, devices)), slice(vector, min(vector + tall, vectors))
+
+
+def _read(
+    one: _Pass,
+    devices: slice,
+    vectors: slice,
+    y: Tensor,
+    plan: ReadPlan,
+    config: CrossbarConfig,
+    keys: Tensor,
+    first: Tensor,
+) -> int:
+    """Read some vectors on some devices into y; returns how many outputs were clipped."""
+    own = slice(None) if one.inputs.shape[0] == 1 else devices
+    inputs = one.inputs[own, vectors]
+    part = tile_products(inputs, plan.weight[devices, one.group], config.rows, 0)
+    shape = part.shape[:3]  # devices, row tiles, vectors
+
+    def by_vector(values: Tensor) -> Tensor:
+        return values[own, vectors].transpose(1, 2).expand(shape).contiguous()
+
+    def by_column(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[devices, one.group].contiguous()
+
+    variance, uniform, adc = plan.variance, plan.uniform, plan.adc
+    if variance is not None:
+        variance = tile_products(inputs.square(), variance[devices, one.group], config.rows, 1)
+    outputs = Outputs(
+        part,
+        variance,
+        noise_row=None if uniform is None else by_vector(one.norms),
+        noise_col=None if uniform is None else by_column(uniform.expand(-1, -1, shape[1], -1)),
+        adc_row=None if adc is None else by_vector(one.rows),
+        adc_col=None if adc is None else by_column(adc.col),
+        adc_gain=None if adc is None else by_column(adc.gain),
+        adc_shift=None if adc is None else by_column(adc.shift),
+        thresholds=None if adc is None else by_column(adc.thresholds),
+    )
+    noise = Noise(keys[devices], first[devices] + vectors.start, one.purpose)
+    top = 0.0 if config.adc_bits is None else float(top_code(config.adc_bits))
+    return convert(outputs, noise, top, one.alpha, y[devices, vectors], one.first)
+
+
+def tile_currents(x: Tensor, plan: ReadPlan, config: CrossbarConfig) -> Iterator[Tensor]:
+    """What the ADCs of each group see, in units of their `row`: [devices, row tiles, vectors, out] per group.
+
+    Input cycles of a bit-serial array come as more vectors. Without noise; for calibration.
+    """
+    driven = drive(x, config)
+    passes = list(_passes(driven, plan, config))
+    for group in range(plan.weight.shape[1]):
+        parts = []
+        for one in passes:
+            if one.group == group:
+                row = one.rows.transpose(1, 2)[..., None].clamp(min=_TINY)
+                parts.append(tile_products(one.inputs, plan.weight[:, group], config.rows) / row)
+        yield torch.cat(parts, dim=2)
+
+
+class _Scratch(threading.local):
+    """Memory for partial outputs that a thread uses again: fresh pages would cost a third of the product's time."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[int, Tensor] = {}
+
+
+_SCRATCH = _Scratch()
+
+
+def _memory(shape: tuple[int, ...], slot: int | None, device: torch.device) -> Tensor:
+    size = prod(shape)
+    if slot is None or device.type != "cpu" or size > _SCRATCH_ELEMENTS:
+        return torch.empty(shape, device=device)
+    if slot not in _SCRATCH.buffers or _SCRATCH.buffers[slot].numel() < size:
+        _SCRATCH.buffers[slot] = torch.empty(size)
+    return _SCRATCH.buffers[slot][:size].view(shape)
+
+
+def tile_products(inputs: Tensor, weight: Tensor, rows: int, slot: int | None = None) -> Tensor:
+    """Products of every row tile.
+
+    Args:
+        inputs: [devices or 1, vectors, in].
+        weight: [devices, in, out].
+        rows: of a tile; the last tile may be shorter.
+        slot: of the thread's memory for the result, which the next call with the same slot overwrites; None: fresh.
+
+    Returns:
+        [devices, row tiles, vectors, out].
+    """
+    devices, size, outputs = weight.shape
+    vectors, whole = inputs.shape[1], size // rows
+    part = _memory((devices, -(-size // rows), vectors, outputs), slot, weight.device)
+    if whole:
+        tiled = torch.unflatten(inputs[..., : whole * rows], -1, (whole, rows)).transpose(1, 2)
+        cells = torch.unflatten(weight[:, : whole * rows], 1, (whole, rows))
+        if devices == 1:
+            torch.bmm(tiled[0], cells[0], out=part[0, :whole])
+        else:
+            part[:, :whole] = torch.matmul(tiled, cells)
+    if whole < part.shape[1]:
+        part[:, whole] = inputs[..., whole * rows :] @ weight[:, whole * rows :]
+    return part
+
+
+def _whole(plan: ReadPlan) -> Tensor:
+    """Weights of all groups in one: [devices, in, out]."""
+    if plan.weight.shape[1] == 1:
+        return plan.weight[:, 0]
+    return torch.einsum("dgio,g->dio", plan.weight, plan.weight.new_tensor(plan.alphas))
+
+
+def _without_pedestal(y: Tensor, driven: Driven, plan: ReadPlan) -> Tensor:
+    return y if plan.pedestal is None else y - driven.x.sum(dim=-1, keepdim=True) * plan.pedestal
