@@ -16,6 +16,7 @@ from nvcim.crossbar.calibration import CalibrationMethod, calibrated_ranges
 from nvcim.crossbar.cell_reads import read_every_cell
 from nvcim.crossbar.converters import make_adc
 from nvcim.crossbar.mapping import quantize_symmetric
+from nvcim.crossbar.network import make_network, read_method
 from nvcim.crossbar.programming import Cells, Writing, write_cells
 from nvcim.crossbar.reading import Counts, ReadPlan, read_array
 from nvcim.crossbar.settings import CrossbarConfig
@@ -159,10 +160,9 @@ class Crossbar:
         devices = torch.Size([len(crossbars), *first.device_shape])
         stacked = cls(Written.stack(members), keys, devices, first.config)
         stacked._reads = torch.cat([c._reads for c in crossbars])
-        # The chips' ADCs are theirs, with the errors they were made with.
-        stacked._plan = (
-            ReadPlan.stack([c._read_plan() for c in crossbars]) if first.config.adc_errors else None
-        )
+        # What comes from the chips' own keys and cells: the errors of their ADCs, and circuits to solve.
+        own_plan = first.config.adc_errors or first.config.cell_current == "device" or first.config.gated_rows
+        stacked._plan = ReadPlan.stack([c._read_plan() for c in crossbars]) if own_plan else None
         return stacked
 
     @property
@@ -189,6 +189,11 @@ class Crossbar:
     def location(self) -> torch.device:
         """Where the tensors live."""
         return self._written.weight.device
+
+    @property
+    def read_method(self) -> str:
+        """How reads are computed, and why: a matrix product or the iterative solver."""
+        return read_method(self.config)
 
     @torch.no_grad()
     def matmul(self, x: Tensor) -> Tensor:
@@ -312,8 +317,11 @@ class Crossbar:
         if reach is not None:
             keys = self._read_keys if written.writing is None else written.writing.keys
             adc = make_adc(reach, self.config, keys)
+        network = (
+            None if written.writing is None else make_network(written.writing, self.config, self.clock_s)
+        )
         return ReadPlan(
-            written.weight, written.variance, written.uniform, adc, written.alphas, written.pedestal
+            written.weight, written.variance, written.uniform, adc, written.alphas, written.pedestal, network
         )
 
     def _vectors(self, x: Tensor) -> Tensor:

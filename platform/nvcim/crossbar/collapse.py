@@ -94,12 +94,9 @@ def collapse(
         ConfigError: wires on cells whose conductance range is unknown.
     """
     cell = config.cell()
-    raised = conductance + background(cell)
-    sigma = cell.array_sigma if config.array_sigma is None else config.array_sigma
-    if sigma:
-        factor = _array_factors(writing.keys, raised.shape, config, sigma)
-        raised = raised * factor
-        variance = None if variance is None else variance * factor.square()
+    raised, factor = raised_conductance(conductance, writing, config)
+    if variance is not None and factor is not None:
+        variance = variance * factor.square()
     if config.wires is not None:
         seen = _through_wires(raised, config, cell)
         if variance is not None:
@@ -116,6 +113,23 @@ def collapse(
     scale = writing.scale[:, None]
     both = _grouped(weight, config) * scale, _grouped(squares, config) * scale.square() if squares else None
     return Effective(*both)
+
+
+def raised_conductance(
+    conductance: Tensor, writing: Writing, config: CrossbarConfig
+) -> tuple[Tensor, Tensor | None]:
+    """Conductance above zero siemens, in units of the range, each array with its own process variation.
+
+    Returns:
+        Like `conductance` [devices, planes, in, out], and the factor that each cell's array has; None if all are alike.
+    """
+    cell = config.cell()
+    raised = conductance + background(cell)
+    sigma = cell.array_sigma if config.array_sigma is None else config.array_sigma
+    if not sigma:
+        return raised, None
+    factor = _array_factors(writing.keys, raised.shape, config, sigma)
+    return raised * factor, factor
 
 
 def _grouped(slices: list[Tensor], config: CrossbarConfig) -> Tensor:

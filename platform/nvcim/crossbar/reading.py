@@ -19,6 +19,7 @@ from nvcim.crossbar import streams
 from nvcim.crossbar.conversion import Noise, Outputs, convert
 from nvcim.crossbar.converters import Adc, Driven, bit_planes, drive, joined, top_code
 from nvcim.crossbar.counter_rng import square_root
+from nvcim.crossbar.network import Network
 from nvcim.crossbar.settings import CrossbarConfig
 
 # Partial outputs held at once (8 MiB of float32), without making the matrix products too flat.
@@ -34,7 +35,8 @@ class ReadPlan:
 
     weight: [devices, groups, in, out]. variance: like weight, or None. uniform: [devices, groups, 1, out], read
     noise of an input of norm 1 where it is the same at every level, or None. alphas: what each group counts. pedestal:
-    [devices, 1, out], what the digital side subtracts per unit of the inputs' sum, or None.
+    [devices, 1, out], what the digital side subtracts per unit of the inputs' sum, or None. network: what
+    is solved in place of inputs @ weight, or None.
     """
 
     weight: Tensor
@@ -43,6 +45,7 @@ class ReadPlan:
     adc: Adc | None
     alphas: tuple[float, ...]
     pedestal: Tensor | None
+    network: Network | None = None
 
     @property
     def noisy(self) -> bool:
@@ -56,7 +59,9 @@ class ReadPlan:
         moved: dict[str, Any] = {
             name: None if value is None else value.to(device) for name, value in own.items()
         }
-        return ReadPlan(**moved, alphas=self.alphas, adc=None if self.adc is None else self.adc.to(device))
+        adc = None if self.adc is None else self.adc.to(device)
+        network = None if self.network is None else self.network.to(device)
+        return ReadPlan(**moved, alphas=self.alphas, adc=adc, network=network)
 
     @staticmethod
     def stack(plans: Sequence["ReadPlan"]) -> "ReadPlan":
@@ -64,7 +69,9 @@ class ReadPlan:
         names = ("weight", "variance", "uniform", "pedestal")
         adcs = [plan.adc for plan in plans if plan.adc is not None]
         own: dict[str, Any] = {name: joined([getattr(plan, name) for plan in plans]) for name in names}
-        return ReadPlan(**own, alphas=plans[0].alphas, adc=Adc.stack(adcs) if adcs else None)
+        networks = [plan.network for plan in plans if plan.network is not None]
+        network = Network.stack(networks) if networks else None
+        return ReadPlan(**own, alphas=plans[0].alphas, adc=Adc.stack(adcs) if adcs else None, network=network)
 
 
 @dataclass
@@ -94,7 +101,7 @@ def read_array(
     """
     driven = drive(x, config)
     counts.dac_clipped += driven.clipped
-    if plan.adc is None and not plan.noisy and config.input_coding == "analog":
+    if plan.adc is None and plan.network is None and not plan.noisy and config.input_coding == "analog":
         return _without_pedestal(driven.x @ _whole(plan), driven, plan)
     y = torch.empty(plan.weight.shape[0], x.shape[1], plan.weight.shape[-1], device=x.device)
     for one in _passes(driven, plan, config):
@@ -111,12 +118,14 @@ class _Pass(NamedTuple):
     """One drive of the word lines and one conversion: of a group of slices and, bit by bit, of an input cycle.
 
     inputs: [devices or 1, vectors, in]. norms, rows: [devices or 1, vectors, row tiles], of the inputs and for
-    the ADCs' steps. alpha: what a code counts in the output.
+    the ADCs' steps. full_scale: [devices or 1, vectors, 1], the input that the DAC's largest code drives. alpha: what a
+    code counts in the output.
     """
 
     inputs: Tensor
     norms: Tensor
     rows: Tensor
+    full_scale: Tensor
     group: int
     alpha: float
     purpose: int
@@ -129,11 +138,13 @@ def _passes(driven: Driven, plan: ReadPlan, config: CrossbarConfig) -> Iterator[
         rows = driven.norms if config.adc_scaling == "norm" else driven.full_scale.expand_as(driven.norms)
         for group in groups:
             yield _Pass(
-                driven.x, driven.norms, rows, group, plan.alphas[group], _purpose(group, 0), group == 0
+                *(driven.x, driven.norms, rows, driven.full_scale, group),
+                *(plan.alphas[group], _purpose(group, 0), group == 0),
             )
         return
     assert config.dac_bits is not None  # the settings see to it
     planes, _ = bit_planes(driven, config.dac_bits)
+    whole = torch.ones_like(driven.full_scale)
     for cycle, bits in enumerate(planes):
         norms = square_root(
             torch.stack([part.sum(dim=-1) for part in torch.split(bits, config.rows, dim=-1)], dim=-1)
@@ -142,7 +153,9 @@ def _passes(driven: Driven, plan: ReadPlan, config: CrossbarConfig) -> Iterator[
         worth = float(-(2**cycle) if cycle == config.dac_bits - 1 else 2**cycle)
         for group in groups:
             first = group == 0 and cycle == 0
-            yield _Pass(bits, norms, rows, group, plan.alphas[group] * worth, _purpose(group, cycle), first)
+            yield _Pass(
+                bits, norms, rows, whole, group, plan.alphas[group] * worth, _purpose(group, cycle), first
+            )
 
 
 def _purpose(group: int, cycle: int) -> int:
@@ -173,7 +186,10 @@ def _read(
     """Read some vectors on some devices into y; returns how many outputs were clipped."""
     own = slice(None) if one.inputs.shape[0] == 1 else devices
     inputs = one.inputs[own, vectors]
-    part = tile_products(inputs, plan.weight[devices, one.group], config.rows, 0)
+    if plan.network is None:
+        part = tile_products(inputs, plan.weight[devices, one.group], config.rows, 0)
+    else:
+        part = plan.network.products(inputs, one.full_scale[own, vectors], devices, one.group)
     shape = part.shape[:3]  # devices, row tiles, vectors
 
     def by_vector(values: Tensor) -> Tensor:

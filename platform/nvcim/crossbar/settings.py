@@ -96,6 +96,20 @@ class CrossbarConfig(Settings):
     cols: int = Field(default=128, ge=1, description="outputs of a tile, which share the ADC's range")
     wires: Wires | None = Field(default=None, description="null: wires without resistance")
 
+    cell_current: Literal["linear", "device"] = Field(
+        default="linear", description="Ohm's law, or the device's I = G v0 sinh(V / v0), at read_voltage_v"
+    )
+    gated_rows: bool = Field(
+        default=False,
+        description="cells whose transistor the input opens: rows with input 0 are not connected",
+    )
+    read_voltage_v: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="volts at the DAC's full scale; for cell_current: device",
+    )
+
     # converters
     dac_bits: int | None = Field(default=8, ge=2, le=16)
     input_coding: Literal["analog", "bit_serial"] = Field(
@@ -208,6 +222,13 @@ class CrossbarConfig(Settings):
             )
         if self.input_coding == "bit_serial" and self.dac_bits is None:
             raise ValueError("input_coding bit_serial needs dac_bits: the number of bits to drive one by one")
+        if self.cell_current == "device" and self.read_voltage_v is None:
+            raise ValueError("cell_current device needs read_voltage_v, the volts at the DAC's full scale")
+        solved = self.cell_current == "device" or self.gated_rows
+        if solved and self.read_mode == "cell":
+            raise ValueError(
+                "read_mode cell is for linear cells; with cell_current device or gated_rows: output"
+            )
         if self.adc_errors is not None and self.adc_bits is None:
             raise ValueError("adc_errors needs adc_bits: an ideal converter has none")
         if self.read is not None and (self.read.relative or self.read.full_range):
