@@ -75,6 +75,8 @@ def cell_variance(
     if condition is None:
         return None
     cell = config.cell()
+    if config.read is None:  # then only the settings' own terms are asked for, not the device's 1/f noise
+        cell = cell.model_copy(update={"read_noise": None})
     nominal = level_tables(cell, config)[0].to(conductance.device)[cells.levels]
     return read_variance(conductance, cell, condition.model_copy(update={"elapsed_s": elapsed_s}), nominal)
 
