@@ -369,11 +369,22 @@ def _verified(flat: Tensor, importance: Tensor | None, config: CrossbarConfig) -
         return None
     if config.programming.method == "write_verify":
         return torch.ones(flat.shape, dtype=torch.bool, device=flat.device)
-    ranked = flat.abs() if importance is None else importance.to(torch.float32).reshape(flat.shape)
+    ranked = flat.abs() if importance is None else _ranked(importance, flat)
     count = round(config.programming.share * flat[0].numel())
     chosen = ranked.flatten(1).argsort(dim=1, descending=True, stable=True)[:, :count]
     marked = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device).flatten(1)
     return marked.scatter_(1, chosen, True).reshape(flat.shape)
+
+
+def _ranked(importance: Tensor, flat: Tensor) -> Tensor:
+    if importance.shape[-2:] != flat.shape[-2:] or importance.numel() != flat.numel():
+        raise ConfigError(
+            f"importance has shape {tuple(importance.shape)}; it takes one number for each weight"
+        )
+    ranked = importance.detach().to(flat).reshape(flat.shape)
+    if bool(ranked.isnan().any()):
+        raise ConfigError("importance holds NaN, which has no rank")
+    return ranked
 
 
 def _check_weight(weight: Tensor, config: CrossbarConfig) -> None:
@@ -386,7 +397,8 @@ def _check_weight(weight: Tensor, config: CrossbarConfig) -> None:
         raise ConfigError(f"weight has type {weight.dtype}; a crossbar takes floating point")
     # aminmax passes NaN on, and takes a tenth of the time of isfinite; one matrix for many devices is looked at once
     once = weight[(0,) * (weight.dim() - 2)] if not any(weight.stride()[:-2]) else weight
-    if not all(bool(torch.isfinite(end)) for end in torch.aminmax(once)):
-        raise ConfigError("weight holds NaN or infinity; a cell cannot be programmed to that")
+    # as float32, in which crossbars compute and which ends earlier than float64
+    if not all(bool(torch.isfinite(end.to(torch.float32))) for end in torch.aminmax(once)):
+        raise ConfigError("weight holds NaN or infinity (as float32); a cell cannot be programmed to that")
     if config.scheme == "one_sided" and bool((weight < 0).any()):
         raise ConfigError("scheme one_sided holds no negative weights; allowed: differential, offset")
