@@ -17,8 +17,9 @@ from nvcim.crossbar.cell_reads import read_every_cell
 from nvcim.crossbar.converters import make_adc
 from nvcim.crossbar.mapping import quantize_symmetric
 from nvcim.crossbar.network import make_network, read_method
-from nvcim.crossbar.programming import Cells, Writing, write_cells
+from nvcim.crossbar.programming import Cells, Writing, remapped, write_cells
 from nvcim.crossbar.reading import Counts, ReadPlan, read_array
+from nvcim.crossbar.remapping import place_shapes
 from nvcim.crossbar.settings import CrossbarConfig
 from nvcim.crossbar.written import Written, write_arrays
 from nvcim.errors import ConfigError
@@ -127,6 +128,8 @@ class Crossbar:
         """
         if self.config.adc_bits is None or self.config.adc_scaling != "calibrated":
             raise ConfigError("calibrate needs adc_bits and adc_scaling: calibrated")
+        if self._written.writing is None and self.config.adc_errors is not None:
+            raise ConfigError("a stack does not know the errors of its members' ADCs; calibrate the members")
         self._check_input(x)
         plan = self._plan_with(None)
         found = calibrated_ranges(self._vectors(x), plan, self.config, method, percentile)
@@ -156,6 +159,12 @@ class Crossbar:
                     f"{tuple(other.shape)}, {other.config.periphery()}"
                 )
         members = [c._written for c in crossbars]
+        for index, member in enumerate(members):
+            if member.layout != members[0].layout:
+                raise ConfigError(
+                    f"crossbars of a stack must be read alike; the first has {members[0].layout}, "
+                    f"number {index + 1} has {member.layout}"
+                )
         keys = torch.cat([c._read_keys for c in crossbars])
         devices = torch.Size([len(crossbars), *first.device_shape])
         stacked = cls(Written.stack(members), keys, devices, first.config)
@@ -235,13 +244,15 @@ class Crossbar:
     def cells(self) -> Cells:
         """Every cell as it was written, [devices, sides * slices, in, out] (a plane per side and slice).
 
+        Cells are where their weights are, wherever `remap` put them.
+
         Raises:
             ConfigError: a stack, which does not know its members' cells.
         """
         return write_cells(self._writing(), self.config)
 
     def wear(self) -> Tensor:
-        """Pulses that each cell has had, int32 [devices, sides * slices, in, out].
+        """Pulses that each cell has had, int32 [devices, sides * slices, in, out], by place in the array (see `remap`).
 
         Raises:
             ConfigError: a stack.
@@ -292,6 +303,9 @@ class Crossbar:
             or shapes.get("variance", weight.shape) != weight.shape
         ):
             raise ConfigError(f"crossbar state does not fit together: {shapes}")
+        lines = tuple(shapes.get(name) for name in ("row_places", "column_places"))
+        if config.remap != "none" and lines != place_shapes(own["integers"].shape, config):
+            raise ConfigError(f"crossbar state has row_places and column_places for other tiles: {lines}")
         crossbar = cls(Written.from_tensors(own, config), own["read_keys"], devices, config)
         crossbar._reads, crossbar.clock_s = own["reads"], float(own["clock_s"])
         return crossbar
@@ -316,7 +330,8 @@ class Crossbar:
         adc = None
         if reach is not None:
             keys = self._read_keys if written.writing is None else written.writing.keys
-            adc = make_adc(reach, self.config, keys)
+            places = None if written.writing is None else written.writing.places
+            adc = make_adc(reach, self.config, keys, places)
         network = (
             None if written.writing is None else make_network(written.writing, self.config, self.clock_s)
         )
@@ -358,7 +373,7 @@ def _writing(
     """Quantise weights [*devices, in, out] and choose which cells are verified."""
     flat = weight.detach().to(torch.float32).reshape(-1, *weight.shape[-2:])
     integers, scale = quantize_symmetric(flat, config.weight_bits, config.scale_per == "column")
-    return Writing(integers, scale, keys, writes, _verified(flat, importance, config))
+    return remapped(Writing(integers, scale, keys, writes, _verified(flat, importance, config)), config)
 
 
 def _verified(flat: Tensor, importance: Tensor | None, config: CrossbarConfig) -> Tensor | None:

@@ -45,29 +45,21 @@ def calibrated_ranges(
     if not 0 < percentile <= 100:
         raise ConfigError(f"percentile must lie above 0 and at most at 100 (given: {percentile})")
     assert config.adc_bits is not None
+    top = top_code(config.adc_bits)
     groups = []
     for currents in tile_currents(x, plan, config):  # [devices, row tiles, vectors, out]
-        pooled = _shared(currents.abs(), config)
-        if method == "percentile":
-            groups.append(torch.quantile(pooled, percentile / 100, dim=2))
-        else:
-            groups.append(_least_error(pooled, top_code(config.adc_bits)))
-    outputs = plan.weight.shape[-1]
-    found = torch.stack(groups, dim=1)  # [devices, groups, row tiles, columns that differ]
-    if config.adc_range_per == "column":
-        return found
-    return found.repeat_interleave(config.cols, dim=-1)[..., :outputs]
-
-
-def _shared(magnitudes: Tensor, config: CrossbarConfig) -> Tensor:
-    """Values that share a range along dim 2: [devices, row tiles, vectors (times columns), ranges]."""
-    if config.adc_range_per == "column":
-        return magnitudes
-    tiles = [part.flatten(2) for part in torch.split(magnitudes, config.cols, dim=-1)]
-    longest = max(part.shape[-1] for part in tiles)
-    # A narrower last tile repeats its values rather than meeting zeros, which would pull its percentile down.
-    whole = [part.repeat(1, 1, -(-longest // part.shape[-1]))[..., :longest] for part in tiles]
-    return torch.stack(whole, dim=-1)
+        ranges = []
+        for part in torch.split(currents.abs(), config.cols, dim=-1):
+            pooled = part if config.adc_range_per == "column" else part.flatten(2)[..., None]
+            by_percentile = method == "percentile"
+            found = (
+                torch.quantile(pooled, percentile / 100, dim=2)
+                if by_percentile
+                else _least_error(pooled, top)
+            )
+            ranges.append(found.expand(*found.shape[:2], part.shape[-1]))
+        groups.append(torch.cat(ranges, dim=-1))
+    return torch.stack(groups, dim=1)
 
 
 def _least_error(magnitudes: Tensor, top: int) -> Tensor:

@@ -4,6 +4,8 @@
 mode covers what that does not: a noisy conductance cannot fall below zero siemens, and wires see the noisy cells.
 """
 
+from math import inf
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,10 @@ def read_every_cell(
     conductance = aged(cells, writing, config, elapsed_s)
     variance = cell_variance(conductance, cells, config, elapsed_s)
     assert variance is not None  # the mode is for noisy reads
-    spread, lowest = variance.sqrt(), -background(config.cell())
+    cell = config.cell()
+    # Where the range is unknown, nobody knows where zero siemens lies below the lowest level.
+    known = cell.g_min is not None and cell.g_max is not None
+    spread, lowest = variance.sqrt(), -background(cell) if known else -inf
     outputs = []
     for vector in range(x.shape[1]):
         noisy = conductance + spread * _draws(keys, first + vector, conductance.shape)

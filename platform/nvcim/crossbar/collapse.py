@@ -16,6 +16,7 @@ from nvcim.crossbar import streams
 from nvcim.crossbar.counter_rng import normals
 from nvcim.crossbar.mapping import Mapping
 from nvcim.crossbar.programming import Cells, Writing, level_tables
+from nvcim.crossbar.remapping import in_array, seen_by_weights
 from nvcim.crossbar.settings import CrossbarConfig
 from nvcim.crossbar.wires import effective_conductance
 from nvcim.devices import CellDevice
@@ -100,7 +101,10 @@ def collapse(
     if variance is not None and factor is not None:
         variance = variance * factor.square()
     if config.wires is not None:
-        seen = _through_wires(raised, config, cell)
+        places = writing.places
+        placed = raised if places is None else in_array(raised, places, config)
+        seen = _through_wires(placed, config, cell)
+        seen = seen if places is None else seen_by_weights(seen, places, config)
         if variance is not None:
             variance = variance * (seen / raised.clamp(min=1e-6)).clamp(0, 1).square()
         raised = seen

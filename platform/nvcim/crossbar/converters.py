@@ -20,6 +20,7 @@ from torch import Tensor
 from nvcim.crossbar import streams
 from nvcim.crossbar.counter_rng import normals, square_root
 from nvcim.crossbar.kernel import kernel_for
+from nvcim.crossbar.remapping import Places, adcs_of_outputs
 from nvcim.crossbar.settings import ConverterErrors, CrossbarConfig
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -82,9 +83,10 @@ def bit_planes(driven: Driven, bits: int) -> tuple[Tensor, Tensor]:
         step: [..., 1], the input that a code of 1 stands for.
     """
     step = (driven.full_scale / top_code(bits)).clamp(min=_TINY)
-    codes = (driven.x / step).round().nan_to_num().to(torch.int32)
-    planes = torch.stack([(codes >> bit).bitwise_and(1) for bit in range(bits)])
-    return planes.to(torch.float32), step
+    codes = (driven.x / step).round()
+    whole = codes.nan_to_num().to(torch.int32)
+    planes = torch.stack([(whole >> bit).bitwise_and(1) for bit in range(bits)])
+    return planes.to(torch.float32).where(codes == codes, codes), step  # NaN has no bits and stays NaN
 
 
 class Adc(NamedTuple):
@@ -118,8 +120,11 @@ def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(there) if there else None
 
 
-def make_adc(full_scale: Tensor, config: CrossbarConfig, keys: Tensor) -> Adc:
-    """The ADCs for full scales [devices, groups, row tiles, out], with the errors of these chips."""
+def make_adc(full_scale: Tensor, config: CrossbarConfig, keys: Tensor, places: Places | None = None) -> Adc:
+    """The ADCs for full scales [devices, groups, row tiles, out], with the errors of these chips.
+
+    Full scales are settings, which go with the output; errors stay with the bit line that `places` gives it.
+    """
     assert config.adc_bits is not None
     top = top_code(config.adc_bits)
     col = (full_scale * (config.adc_range / top)).contiguous()
@@ -131,7 +136,11 @@ def make_adc(full_scale: Tensor, config: CrossbarConfig, keys: Tensor) -> Adc:
     count = col[0].numel()
     relative = normals(keys, streams.ADC_GAIN, start, count).reshape(shape) * errors.gain
     shift = normals(keys, streams.ADC_OFFSET, start, count).reshape(shape) * errors.offset_lsb
-    return Adc(col, gain * (1 + relative), shift, _thresholds(shape, errors, keys, top))
+    thresholds = _thresholds(shape, errors, keys, top)
+    if places is not None:
+        relative, shift = adcs_of_outputs(relative, places), adcs_of_outputs(shift, places)
+        thresholds = None if thresholds is None else adcs_of_outputs(thresholds, places)
+    return Adc(col, gain * (1 + relative), shift, thresholds)
 
 
 def _thresholds(shape: torch.Size, errors: ConverterErrors, keys: Tensor, top: int) -> Tensor | None:

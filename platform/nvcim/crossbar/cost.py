@@ -29,9 +29,11 @@ ACCUMULATOR_BITS = 32
 class Geometry(Settings):
     """How a matrix lies on arrays and how they are read: what the costs depend on.
 
-    `rows` and `cols` are an array's physical word and bit lines. A weight takes `slices * sides` neighbouring
-    bit lines of one array: `slices` cells of some bits each, and two sides in a differential pair. With
-    `accumulate` "analog" these are added before one ADC conversion, with "digital" each is converted.
+    `rows` and `cols` are an array's physical word and bit lines. A weight takes `slices * sides` bit lines:
+    `slices` cells of some bits each, and two sides in a differential pair. By `placement` these are neighbours in
+    one array (`interleaved`), or each lies in an array of its own, with drivers and DACs of its own (`separate`).
+    With `accumulate` "analog" they are added before one ADC conversion, with "slices" the sides are subtracted and
+    each slice is converted, with "digital" each bit line is converted.
     """
 
     in_features: int = Field(ge=1)
@@ -41,7 +43,8 @@ class Geometry(Settings):
     slices: int = Field(default=1, ge=1)
     sides: int = Field(default=1, ge=1, le=2)
     reference_columns: int = Field(default=0, ge=0, description="bit lines of an array that hold no weights")
-    accumulate: Literal["analog", "digital"] = "analog"
+    accumulate: Literal["analog", "slices", "digital"] = "analog"
+    placement: Literal["interleaved", "separate"] = "interleaved"
     input_cycles: int = Field(
         default=1, ge=1, description="pulses per vector: its bits when bit-serial, else 1"
     )
@@ -57,12 +60,13 @@ class Geometry(Settings):
 class Layout:
     """What a matrix takes: arrays, cells, ADCs.
 
-    `used_cells` are those of weights and of reference columns, `conversions` those of one pulse on all
-    arrays, `turns` those that the busiest ADC makes one after the other.
+    `planes` are the arrays that hold one tile of the matrix, `used_cells` those of weights and of reference columns,
+    `conversions` those of one pulse on all arrays, `turns` those that the busiest ADC makes one after the other.
     """
 
     row_tiles: int
     col_tiles: int
+    planes: int
     outputs_per_array: int
     weight_cells: int
     used_cells: int
@@ -75,7 +79,7 @@ class Layout:
     @property
     def arrays(self) -> int:
         """Arrays in all."""
-        return self.row_tiles * self.col_tiles
+        return self.row_tiles * self.col_tiles * self.planes
 
     @property
     def utilisation(self) -> float:
@@ -90,7 +94,9 @@ def layout(geometry: Geometry) -> Layout:
         ConfigError: a weight needs more bit lines than an array has.
     """
     per_weight = geometry.slices * geometry.sides
-    outputs_per_array = (geometry.cols - geometry.reference_columns) // per_weight
+    separate = geometry.placement == "separate"
+    planes = per_weight if separate else 1
+    outputs_per_array = (geometry.cols - geometry.reference_columns) // (per_weight // planes)
     if outputs_per_array < 1:
         raise ConfigError(
             f"a weight takes {geometry.slices} slices x {geometry.sides} sides and an array has {geometry.cols} "
@@ -98,22 +104,27 @@ def layout(geometry: Geometry) -> Layout:
         )
     row_tiles = ceil(geometry.in_features / geometry.rows)
     col_tiles = ceil(geometry.out_features / outputs_per_array)
-    digital = geometry.accumulate == "digital"
-    per_output = per_weight if digital else 1
-    references = geometry.reference_columns if digital else 0  # analog ones are subtracted before the ADC
+    per_output = {"analog": 1, "slices": geometry.slices, "digital": per_weight}[geometry.accumulate]
+    # ADCs of a tile come in banks; arrays whose currents are added before conversion share one.
+    banks = per_output if separate else 1
+    per_bank = per_output // banks
+    # analog references are subtracted before the ADC
+    references = geometry.reference_columns if geometry.accumulate == "digital" else 0
     weight_cells = geometry.in_features * geometry.out_features * per_weight
-    busiest = per_output * min(geometry.out_features, outputs_per_array) + references
-    built = per_output * outputs_per_array + references
+    reference_cells = geometry.in_features * geometry.reference_columns * col_tiles * planes
+    busiest = per_bank * min(geometry.out_features, outputs_per_array) + references
+    built = per_bank * outputs_per_array + references
     return Layout(
         row_tiles=row_tiles,
         col_tiles=col_tiles,
+        planes=planes,
         outputs_per_array=outputs_per_array,
         weight_cells=weight_cells,
-        used_cells=weight_cells + geometry.in_features * geometry.reference_columns * col_tiles,
-        physical_cells=row_tiles * col_tiles * geometry.rows * geometry.cols,
+        used_cells=weight_cells + reference_cells,
+        physical_cells=row_tiles * col_tiles * planes * geometry.rows * geometry.cols,
         conversions_per_output=per_output,
-        conversions=row_tiles * (per_output * geometry.out_features + references * col_tiles),
-        adcs=row_tiles * col_tiles * ceil(built / geometry.columns_per_adc),
+        conversions=row_tiles * (per_output * geometry.out_features + references * col_tiles * banks),
+        adcs=row_tiles * col_tiles * banks * ceil(built / geometry.columns_per_adc),
         turns=min(busiest, geometry.columns_per_adc),
     )
 
@@ -243,7 +254,7 @@ def conversion_energy(geometry: Geometry, constants: CostConstants) -> Figure:
 
 
 def _drivers(geometry: Geometry, plan: Layout, constants: CostConstants, pulses: int) -> CostRow:
-    lines = geometry.in_features * plan.col_tiles
+    lines = geometry.in_features * plan.col_tiles * plan.planes
     return CostRow(
         "drivers",
         constants.figure("driver_energy") * (geometry.cols * lines * pulses),
@@ -255,7 +266,7 @@ def _drivers(geometry: Geometry, plan: Layout, constants: CostConstants, pulses:
 
 
 def _dac(geometry: Geometry, plan: Layout, constants: CostConstants, pulses: int) -> CostRow:
-    conversions = geometry.in_features * plan.col_tiles * pulses
+    conversions = geometry.in_features * plan.col_tiles * plan.planes * pulses
     if geometry.dac_bits == 1:
         return CostRow("dac", NOTHING, NOTHING, NOTHING, 0, note="a 1-bit DAC is the word line's driver")
     steps = _steps(_dac_bits(geometry))
@@ -271,9 +282,10 @@ def _dac(geometry: Geometry, plan: Layout, constants: CostConstants, pulses: int
 
 def _sample_and_hold(geometry: Geometry, plan: Layout, constants: CostConstants, pulses: int) -> CostRow:
     bit_lines = geometry.out_features * geometry.slices * geometry.sides
-    samples = (bit_lines + geometry.reference_columns * plan.col_tiles) * plan.row_tiles * pulses
+    references = geometry.reference_columns * plan.col_tiles * plan.planes
+    samples = (bit_lines + references) * plan.row_tiles * pulses
     note = "one per bit line"
-    if geometry.accumulate == "analog" and geometry.slices * geometry.sides > 1:
+    if plan.conversions_per_output < geometry.slices * geometry.sides:
         note += "; adding slices and sides by sharing these charges is taken to cost nothing more"
     return CostRow(
         "sample and hold",
@@ -317,7 +329,7 @@ def _buffers(
 ) -> CostRow:
     inputs = _dac_bits(geometry) * (geometry.in_features * geometry.input_cycles)
     outputs = Figure(float(geometry.out_features * ACCUMULATOR_BITS))
-    moved = inputs * (1 + plan.col_tiles) + outputs * 2
+    moved = inputs * (1 + plan.col_tiles * plan.planes) + outputs * 2
     buses = ceil(plan.arrays / geometry.arrays_per_bus)
     move = (inputs + outputs / Figure(float(buses))) * constants.figure("bus_time")
     return CostRow(
@@ -328,7 +340,7 @@ def _buffers(
         0 if moved.value is None else int(moved.value) * batch,
         moved_bytes=0 if moved.value is None else ceil(moved.value * batch / 8),
         note=(
-            "one vector in and out: inputs are written once and read by every column tile, outputs of "
+            "one vector in and out: inputs are written once and read by every array of a row, outputs of "
             f"{ACCUMULATOR_BITS} bits written and read once; {buses} buses, each brings all inputs"
         ),
     )

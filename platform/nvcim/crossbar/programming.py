@@ -19,6 +19,7 @@ from nvcim.crossbar import streams
 from nvcim.crossbar.counter_rng import normals, uniforms
 from nvcim.crossbar.kernel import ProgramArguments, fill, kernel_for
 from nvcim.crossbar.mapping import Mapping
+from nvcim.crossbar.remapping import Places, find_places, seen_by_weights, unmoved
 from nvcim.crossbar.settings import CrossbarConfig
 from nvcim.devices import CellDevice
 from nvcim.devices.faults import stuck_cells, with_stuck
@@ -29,6 +30,7 @@ class Writing(NamedTuple):
 
     integers: [devices, in, out], int16. scale: [devices, 1, out]. keys, writes: [devices], int64: each device's key
     and the number of this write. verified: [devices, in, out] bool, the weights that are read back; None for none.
+    row_places, column_places: see `remapping.Places`; None without remapping.
     """
 
     integers: Tensor
@@ -36,6 +38,15 @@ class Writing(NamedTuple):
     keys: Tensor
     writes: Tensor
     verified: Tensor | None
+    row_places: Tensor | None = None
+    column_places: Tensor | None = None
+
+    @property
+    def places(self) -> Places | None:
+        """Where the lines of the weights lie; None where the weights have them."""
+        if self.row_places is None or self.column_places is None:
+            return None
+        return Places(self.row_places, self.column_places)
 
     def some(self, devices: slice) -> "Writing":
         """The same for some of the devices."""
@@ -53,13 +64,15 @@ class Writing(NamedTuple):
     def names(config: CrossbarConfig) -> set[str]:
         """Names of the tensors of a write with this config."""
         names = {"integers", "scale", "keys", "writes"}
-        return names if config.programming.method == "open_loop" else names | {"verified"}
+        names = names if config.programming.method == "open_loop" else names | {"verified"}
+        return names if config.remap == "none" else names | {"row_places", "column_places"}
 
     @staticmethod
     def from_tensors(state: AbstractMapping[str, Tensor]) -> "Writing":
         """A write from what `tensors` gave."""
         own = [state[name] for name in ("integers", "scale", "keys", "writes")]
-        return Writing(own[0], own[1], own[2], own[3], state.get("verified"))
+        places = state.get("row_places"), state.get("column_places")
+        return Writing(own[0], own[1], own[2], own[3], state.get("verified"), *places)
 
 
 class Cells(NamedTuple):
@@ -95,7 +108,9 @@ def write_cells(writing: Writing, config: CrossbarConfig) -> Cells:
         conductance[:, plane] = target + spread * _pulse(writing, plane, 0) if config.sigma > 0 else target
         if pulses is not None and config.sigma > 0:
             _verify(writing, plane, target, spread, conductance[:, plane], pulses[:, plane], config)
-    stuck = _stuck(writing, levels.shape, config, cell)
+    stuck = _stuck(writing.keys, levels.shape, config)
+    if stuck is not None and writing.places is not None:
+        stuck = seen_by_weights(stuck, writing.places, config)
     return Cells(levels, conductance if stuck is None else with_stuck(conductance, stuck), stuck, pulses)
 
 
@@ -128,13 +143,30 @@ def _verify(
         pulses.add_(missed)
 
 
-def _stuck(writing: Writing, shape: torch.Size, config: CrossbarConfig, cell: CellDevice) -> Tensor | None:
-    """Stuck cells [devices, planes, in, out], or None if none can be."""
+def remapped(writing: Writing, config: CrossbarConfig) -> Writing:
+    """Choose by `config.remap` which lines of these chips hold which of the weights."""
+    if config.remap == "none":
+        return writing
+    whole = writing.integers.shape
+    shape, found = torch.Size([1, config.mapping().cells, *whole[1:]]), []
+    for device in range(whole[0]):
+        stuck = _stuck(writing.keys[device : device + 1], shape, config)
+        if stuck is None:
+            found = [unmoved(whole, config)]
+            break
+        found.append(find_places(stuck[0], writing.integers[device], writing.scale[device], config))
+    rows, columns = (torch.cat(lines).to(writing.keys.device) for lines in zip(*found, strict=True))
+    return writing._replace(row_places=rows, column_places=columns)
+
+
+def _stuck(keys: Tensor, shape: torch.Size, config: CrossbarConfig) -> Tensor | None:
+    """Stuck cells by place in the array, [devices, planes, in, out], or None if none can be."""
+    cell = config.cell()
     on = cell.stuck_on if config.stuck_on is None else config.stuck_on
     off = cell.stuck_off if config.stuck_off is None else config.stuck_off
     if not on and not off:
         return None
-    return stuck_map(writing.keys, shape, on or 0.0, off or 0.0)
+    return stuck_map(keys, shape, on or 0.0, off or 0.0)
 
 
 def stuck_map(keys: Tensor, shape: torch.Size, stuck_on: float, stuck_off: float) -> Tensor:

@@ -11,6 +11,8 @@ from nvcim.crossbar.wires import Wires
 from nvcim.devices import CellDevice, get_device, load_catalogue
 from nvcim.devices.reading import ReadCondition
 
+Remap = Literal["none", "rows", "columns", "both"]
+
 
 class ConverterErrors(Settings):
     """How real ADCs differ from ideal ones; each is a standard deviation over ADCs (one per tile and column).
@@ -95,6 +97,11 @@ class CrossbarConfig(Settings):
     rows: int = Field(default=128, ge=1, description="word lines of a tile")
     cols: int = Field(default=128, ge=1, description="outputs of a tile, which share the ADC's range")
     wires: Wires | None = Field(default=None, description="null: wires without resistance")
+    remap: Remap = Field(
+        default="none",
+        description="lines of a tile that are reordered around its stuck cells; needs a chip whose cells were tested, "
+        "and a table of addresses per tile where its inputs (rows) or outputs (columns) are buffered",
+    )
 
     cell_current: Literal["linear", "device"] = Field(
         default="linear", description="Ohm's law, or the device's I = G v0 sinh(V / v0), at read_voltage_v"
@@ -228,6 +235,11 @@ class CrossbarConfig(Settings):
         if solved and self.read_mode == "cell":
             raise ValueError(
                 "read_mode cell is for linear cells; with cell_current device or gated_rows: output"
+            )
+        if solved and self.wires is not None and self.remap != "none":
+            raise ValueError(
+                "remap moves cells along wires that are solved for linear cells only; with wires and cell_current "
+                "device or gated_rows: none"
             )
         if self.adc_errors is not None and self.adc_bits is None:
             raise ValueError("adc_errors needs adc_bits: an ideal converter has none")

@@ -13,6 +13,7 @@ from nvcim.crossbar.collapse import Effective, aged, background, cell_variance, 
 from nvcim.crossbar.converters import full_scales, joined
 from nvcim.crossbar.mapping import Mapping
 from nvcim.crossbar.programming import Writing, write_cells, write_collapsed
+from nvcim.crossbar.remapping import in_array
 from nvcim.crossbar.settings import CrossbarConfig
 
 # Cells made at once where they are made one by one: bounds memory for many devices.
@@ -30,7 +31,7 @@ class Written:
         pedestal: [devices, 1, out], what the digital side subtracts per unit of the inputs' sum; or None.
         reach: [devices, groups, row tiles, out], full scales of the ADCs; None if they are ideal or calibrated.
         alphas: what a group's output counts in the sum.
-        wear: int32, pulses that each cell has had; broadcasts to [devices, planes, in, out].
+        wear: int32, pulses that each cell has had, by place in the array; broadcasts to [devices, planes, in, out].
         writing: what was written; None for a stack.
     """
 
@@ -42,6 +43,12 @@ class Written:
     alphas: tuple[float, ...]
     wear: Tensor
     writing: Writing | None
+
+    @property
+    def layout(self) -> str:
+        """What reads take from the arrays; crossbars that share it can be read in one call."""
+        there = [name for name in _TENSORS if getattr(self, name) is not None]
+        return f"{', '.join(there)}; slices that count {', '.join(f'{alpha:g}' for alpha in self.alphas)}"
 
     def combined(self) -> Tensor:
         """The signed weight [devices, in, out] that all groups and the digital side amount to."""
@@ -168,7 +175,9 @@ def _cell_by_cell(
         )
         parts.append(collapse(conductance, variance, part, config, mapping))
         if cells.pulses is not None:
-            pulses.append(cells.pulses)
+            pulses.append(
+                cells.pulses if part.places is None else in_array(cells.pulses, part.places, config)
+            )
     variances = [part.variance for part in parts if part.variance is not None]
     effective = Effective(torch.cat([p.weight for p in parts]), torch.cat(variances) if variances else None)
     return effective, torch.cat(pulses) if pulses else None
