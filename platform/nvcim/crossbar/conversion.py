@@ -8,22 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nvcim.crossbar.counter_rng import normals, square_root
-from nvcim.crossbar.kernel import ReadArguments, fill, kernel_for
+from nvcim.crossbar.counter_rng import BLOCK, normals, square_root
+from nvcim.crossbar.kernel import ProductArguments, ReadArguments, fill, kernel_for
 
 _TINY = torch.finfo(torch.float32).tiny
 
 
-class Outputs(NamedTuple):
-    """Currents of the bit lines before conversion, and what converts them.
+class Converters(NamedTuple):
+    """Read noise and ADCs of some vectors on some devices.
 
-    part: [devices, row tiles, vectors, out]. variance: like part. The rest is by vector, [devices, row tiles, vectors],
-    or by column, [devices, row tiles, out]: sigma of the uniform noise is noise_row * noise_col, an ADC's step
-    adc_row * adc_col; gain, shift and thresholds as in `converters.Adc`. None where there is no such thing.
+    By vector, [devices, row tiles, vectors], or by column, [devices, row tiles, out]: sigma of the uniform noise is
+    noise_row * noise_col, an ADC's step adc_row * adc_col; gain, shift and thresholds as in `converters.Adc`. None
+    where there is no such thing. top: the largest code. alpha: what this read counts in the output.
     """
 
-    part: Tensor
-    variance: Tensor | None
     noise_row: Tensor | None
     noise_col: Tensor | None
     adc_row: Tensor | None
@@ -31,6 +29,8 @@ class Outputs(NamedTuple):
     adc_gain: Tensor | None
     adc_shift: Tensor | None
     thresholds: Tensor | None
+    top: float
+    alpha: float
 
 
 class Noise(NamedTuple):
@@ -41,53 +41,114 @@ class Noise(NamedTuple):
     purpose: int
 
 
-def convert(outputs: Outputs, noise: Noise, top: float, alpha: float, y: Tensor, fresh: bool) -> int:
+def multiply_and_convert(
+    inputs: Tensor,
+    weight: Tensor,
+    variance: Tensor | None,
+    rows: int,
+    converters: Converters,
+    noise: Noise,
+    y: Tensor,
+    fresh: bool,
+) -> int | None:
+    """Tile products and `convert` in one compiled pass; None, with nothing done, where that does not serve.
+
+    Args:
+        inputs: [devices or 1, vectors, in].
+        weight, variance: [devices, in, out], each device's own contiguous.
+        rows: of a tile.
+        converters, noise, y, fresh: as `convert`.
+    """
+    library = None if converters.thresholds is not None else kernel_for(weight)
+    if library is None:
+        return None
+    devices, size, columns = weight.shape
+    inputs = inputs.contiguous()
+    arguments = ProductArguments()
+    shape = (devices, -(-size // rows), inputs.shape[1], columns)
+    kept = _fill_read(arguments.read, shape, converters, noise, y, fresh)
+    fill(arguments, {"x": inputs, "weight": weight, "variance": variance, "inputs": size, "tile_rows": rows})
+    shared = inputs.shape[0] == 1
+    fill(arguments, {"x_device": 0 if shared else inputs.stride(0), "weight_device": weight.stride(0)})
+    clipped = int(library.nvcim_product_read(arguments))
+    del kept
+    return clipped
+
+
+def convert(
+    part: Tensor, variance: Tensor | None, converters: Converters, noise: Noise, y: Tensor, fresh: bool
+) -> int:
     """Add noise, convert, and sum over row tiles: y = alpha * sum (+ y unless `fresh`), in place.
 
-    `y` is [devices, vectors, out], with its outputs side by side. Returns how many outputs were clipped.
+    Args:
+        part: [devices, row tiles, vectors, out], currents of the bit lines.
+        variance: like part, of noise that depends on the cells; None for none.
+        converters, noise: what comes between part and y.
+        y: [devices, vectors, out], with its outputs side by side.
+        fresh: whether y holds nothing yet.
+
+    Returns:
+        How many outputs were clipped.
     """
-    library = None if outputs.thresholds is not None else kernel_for(outputs.part)
+    library = None if converters.thresholds is not None else kernel_for(part)
     if library is None:
-        return _plain_convert(outputs, noise, top, alpha, y, fresh)
-    devices, tiles, vectors, columns = outputs.part.shape
-    keys, first = noise.keys.contiguous(), noise.first.contiguous()
+        return _plain_convert(part, variance, converters, noise, y, fresh)
     arguments = ReadArguments()
-    own = outputs._asdict()
+    kept = _fill_read(arguments, tuple(part.shape), converters, noise, y, fresh)
+    fill(arguments, {"part": part, "variance": variance})
+    clipped = int(library.nvcim_read(arguments))
+    del kept
+    return clipped
+
+
+def _fill_read(
+    arguments: ReadArguments,
+    shape: tuple[int, ...],
+    converters: Converters,
+    noise: Noise,
+    y: Tensor,
+    fresh: bool,
+) -> list[Tensor]:
+    """Returns tensors that the arguments point into: the caller holds them until the kernel is done."""
+    keys, first = noise.keys.contiguous(), noise.first.contiguous()
+    own = converters._asdict()
     del own["thresholds"]
-    fill(arguments, {**own, "keys": keys, "first": first, "out": y})
-    fill(arguments, {"devices": devices, "tiles": tiles, "vectors": vectors, "outputs": columns})
-    fill(arguments, {"top": top, "alpha": alpha, "accumulate": not fresh, "purpose": noise.purpose})
-    fill(arguments, {"threads": torch.get_num_threads()})
+    fill(arguments, {**own, "keys": keys, "first": first, "out": y, "accumulate": not fresh})
+    fill(arguments, dict(zip(("devices", "tiles", "vectors", "outputs"), shape, strict=True)))
+    fill(arguments, {"purpose": noise.purpose, "threads": torch.get_num_threads()})
     fill(arguments, {"out_device": y.stride(0), "out_vector": y.stride(1)})
-    return int(library.nvcim_read(arguments))
+    return [keys, first]
 
 
-def _plain_convert(outputs: Outputs, noise: Noise, top: float, alpha: float, y: Tensor, fresh: bool) -> int:
+def _plain_convert(
+    part: Tensor, variance: Tensor | None, converters: Converters, noise: Noise, y: Tensor, fresh: bool
+) -> int:
     """`convert` in plain torch; the order of the operations is that of kernel.cpp."""
-    devices, tiles, vectors, columns = outputs.part.shape
-    value, clipped = outputs.part, 0
-    if outputs.variance is not None or outputs.noise_col is not None:
-        drawn = normals(noise.keys, noise.purpose, noise.first, tiles * columns, vectors)
-        drawn = drawn.reshape(devices, vectors, tiles, columns).transpose(1, 2)
-        if outputs.variance is not None:
-            value = value + square_root(outputs.variance) * drawn
+    devices, tiles, vectors, columns = part.shape
+    value, clipped, top = part, 0, converters.top
+    if variance is not None or converters.noise_col is not None:
+        padded = -(-columns // BLOCK) * BLOCK
+        drawn = normals(noise.keys, noise.purpose, noise.first, tiles * padded, vectors)
+        drawn = drawn.reshape(devices, vectors, tiles, padded)[..., :columns].transpose(1, 2)
+        if variance is not None:
+            value = value + square_root(variance) * drawn
         else:
-            assert outputs.noise_row is not None
-            assert outputs.noise_col is not None
-            value = value + outputs.noise_col[:, :, None] * outputs.noise_row[..., None] * drawn
-    if outputs.adc_row is not None:
-        assert outputs.adc_col is not None
-        assert outputs.adc_gain is not None
-        step = outputs.adc_row.clamp(min=_TINY)[..., None]
-        code = value * outputs.adc_gain[:, :, None] * (1 / step)
-        if outputs.adc_shift is not None:
-            code = code + outputs.adc_shift[:, :, None]
-        code = code.round() if outputs.thresholds is None else _compare(code, outputs.thresholds, top)
+            assert converters.noise_row is not None
+            assert converters.noise_col is not None
+            value = value + converters.noise_col[:, :, None] * converters.noise_row[..., None] * drawn
+    if converters.adc_row is not None:
+        assert converters.adc_col is not None
+        assert converters.adc_gain is not None
+        step = converters.adc_row.clamp(min=_TINY)[..., None]
+        code = value * converters.adc_gain[:, :, None] * (1 / step)
+        if converters.adc_shift is not None:
+            code = code + converters.adc_shift[:, :, None]
+        code = code.round() if converters.thresholds is None else _compare(code, converters.thresholds, top)
         held = code.clamp(-top, top)
         clipped = int(((held != code) & (code == code)).sum())
-        value = held * outputs.adc_col[:, :, None] * step
+        value = held * converters.adc_col[:, :, None] * step
     for tile in range(tiles):
-        scaled = value[:, tile] * alpha
+        scaled = value[:, tile] * converters.alpha
         y.copy_(scaled) if fresh and tile == 0 else y.add_(scaled)
     return clipped
 

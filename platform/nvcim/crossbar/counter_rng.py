@@ -11,7 +11,9 @@ from torch import Tensor
 
 from nvcim.crossbar.kernel import kernel_for
 
-_BLOCK = 64  # numbers of 16 counters, laid out word by word
+BLOCK = 64
+"""Numbers come in blocks of 16 counters, laid out word by word."""
+
 _LANES = 16
 _LOW = 0xFFFFFFFF
 # Coefficients of Cephes' single-precision logf, sinf and cosf (S. L. Moshier, netlib.org/cephes).
@@ -61,13 +63,13 @@ def philox(counter: tuple[Tensor, ...], key: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _plain_normals(keys: Tensor, purpose: int, index: Tensor, count: int, indices: int) -> Tensor:
-    blocks = -(-count // _BLOCK)
+    blocks = -(-count // BLOCK)
     position = torch.arange(blocks * _LANES, device=keys.device).reshape(1, 1, blocks, _LANES)
     at = (index[:, None] + torch.arange(indices, device=keys.device)).reshape(len(keys), indices, 1, 1)
     stream = torch.full_like(at, purpose)
     words = philox((position, stream, at & _LOW, (at >> 32) & _LOW), keys.reshape(-1, 1, 1, 1))
     drawn = torch.stack([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])], dim=-2)
-    return drawn.reshape(len(keys), indices, blocks * _BLOCK)[..., :count].contiguous()
+    return drawn.reshape(len(keys), indices, blocks * BLOCK)[..., :count].contiguous()
 
 
 def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

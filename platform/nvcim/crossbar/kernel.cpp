@@ -19,7 +19,8 @@ typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 
-static inline vf splat(float value) { return vf{} + value; }
+/* x - 0 is x, also for -0, so that nothing is left to compute */
+static inline vf splat(float value) { return value - vf{}; }
 
 /* sqrt, round-half-even and convert lane by lane: GCC turns each loop into one instruction where there is one. */
 static inline vf vsqrt(vf x) {
@@ -166,13 +167,25 @@ static inline __attribute__((always_inline)) void store(float *to, vf value, int
         for (int64_t i = 0; i < count; i++) to[i] = value[i];
 }
 
+/* How many lanes are true. */
+static inline int64_t count(vi truth) {
+#ifdef __AVX512DQ__
+    return __builtin_popcount(_mm512_movepi32_mask((__m512i)truth));
+#else
+    int64_t total = 0;
+    for (int lane = 0; lane < LANES; lane++) total -= truth[lane];
+    return total;
+#endif
+}
+
 /* DAC: round vectors to codes, and sum their squares by row tile.
  * x, driven [vectors, size]; full_scale [vectors]: given, or else set to each vector's largest magnitude; top 0: no DAC.
  * squares [vectors, tiles]. Returns how many inputs were clipped. */
-static int64_t drive_one(const float *x, int64_t size, int64_t tile_rows, float top, bool given, float *full_scale,
-                         float *driven, float *squares) {
+template <bool GIVEN>
+static int64_t drive_one(const float *x, int64_t size, int64_t tile_rows, float top, float *full_scale, float *driven,
+                         float *squares) {
     int64_t clipped = 0;
-    if (!given) {
+    if (!GIVEN) {
         vf largest = {};
         for (int64_t i = 0; i < size; i += LANES) {
             vf v = load(x + i, size - i);
@@ -192,10 +205,13 @@ static int64_t drive_one(const float *x, int64_t size, int64_t tile_rows, float 
         for (int64_t i = 0; i < rows; i += LANES) {
             vf v = load(x + start + i, rows - i);
             if (top > 0) {
-                vf code = vrint(v / step), held = given ? vclamp(code, -top, top) : code;
-                vi over = (held != code) & (code == code);
-                for (int lane = 0; given && lane < LANES; lane++) clipped -= over[lane];
-                v = held * step;
+                vf code = vrint(v / step);
+                if (GIVEN) {
+                    vf held = vclamp(code, -top, top);
+                    clipped += count((held != code) & (code == code));
+                    code = held;
+                }
+                v = code * step;
                 store(driven + start + i, v, rows - i);
             }
             sum = sum + v * v;
@@ -212,8 +228,8 @@ extern "C" int64_t nvcim_drive(const float *x, int64_t vectors, int64_t size, in
     int64_t tiles = (size + tile_rows - 1) / tile_rows, clipped = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : clipped)
     for (int64_t v = 0; v < vectors; v++)
-        clipped += drive_one(x + v * size, size, tile_rows, top, given, full_scale + v, driven + v * size,
-                             squares + v * tiles);
+        clipped += (given ? drive_one<true> : drive_one<false>)(x + v * size, size, tile_rows, top, full_scale + v,
+                                                                driven + v * size, squares + v * tiles);
     return clipped;
 }
 
@@ -240,45 +256,55 @@ struct read_args {
 
 enum noise { QUIET, UNIFORM, BY_CELL };
 
-/* One row tile's outputs from `o` on, 16 of them or, at the end of a row, `left`. */
+#define INLINE static inline __attribute__((always_inline))
+
+/* Noise, ADC and the sum over row tiles for up to 16 outputs: currents v of columns `at` on, which a vector's tile `row`
+ * drives; spread is the sigma of BY_CELL noise, z standard normals. */
 template <noise NOISE, bool ADC>
-static inline __attribute__((always_inline)) int64_t read_lanes(const read_args &a, int64_t row, int64_t columns, const float *z, float *out, bool first,
-                                 int64_t o, int64_t left) {
-    vf v = load(a.part + row * a.outputs + o, left);
+INLINE int64_t convert_lanes(const read_args &a, vf v, vf spread, vf z, int64_t row, int64_t at, float *out, bool first,
+                             int64_t left) {
     int64_t clipped = 0;
-    if (NOISE == UNIFORM) v = v + load(a.noise_col + columns + o, left) * a.noise_row[row] * load(z + o, left);
-    if (NOISE == BY_CELL) v = v + vsqrt(load(a.variance + row * a.outputs + o, left)) * load(z + o, left);
+    if (NOISE == UNIFORM) v = v + load(a.noise_col + at, left) * a.noise_row[row] * z;
+    if (NOISE == BY_CELL) v = v + spread * z;
     if (ADC) {
         float step = a.adc_row[row] < TINY ? TINY : a.adc_row[row];
-        vf code = v * load(a.adc_gain + columns + o, left) * (1 / step);
-        if (a.adc_shift) code = code + load(a.adc_shift + columns + o, left);
+        vf code = v * load(a.adc_gain + at, left) * (1 / step);
+        if (a.adc_shift) code = code + load(a.adc_shift + at, left);
         code = vrint(code);
         vf held = vclamp(code, -a.top, a.top);
         vi over = (held != code) & (code == code); /* NaN is no saturation */
-#ifdef __AVX512DQ__
-        clipped = __builtin_popcount(_mm512_movepi32_mask((__m512i)over));
-#else
-        for (int lane = 0; lane < LANES; lane++) clipped -= over[lane];
-#endif
-        v = held * load(a.adc_col + columns + o, left) * step;
+        clipped = count(over);
+        v = held * load(a.adc_col + at, left) * step;
     }
     v = v * a.alpha;
-    if (!first) v = load(out + o, left) + v;
-    store(out + o, v, left);
+    if (!first) v = load(out, left) + v;
+    store(out, v, left);
     return clipped;
 }
 
 template <noise NOISE, bool ADC>
+INLINE int64_t read_lanes(const read_args &a, int64_t row, int64_t columns, const float *z, float *out, bool first,
+                          int64_t o, int64_t left) {
+    vf spread = NOISE == BY_CELL ? vsqrt(load(a.variance + row * a.outputs + o, left)) : vf{};
+    vf drawn = NOISE == QUIET ? vf{} : load(z + o, LANES);
+    return convert_lanes<NOISE, ADC>(a, load(a.part + row * a.outputs + o, left), spread, drawn, row, columns + o, out + o,
+                                     first, left);
+}
+
+/* A vector's numbers lie tile by tile, each tile's outputs padded to whole blocks. */
+static inline int64_t padded(int64_t outputs) { return (outputs + BLOCK - 1) / BLOCK * BLOCK; }
+
+template <noise NOISE, bool ADC>
 static int64_t read_one(const read_args &a, int64_t device, int64_t vector, float *normals) {
-    int64_t clipped = 0;
+    int64_t clipped = 0, width = padded(a.outputs);
     float *out = a.out + device * a.out_device + vector * a.out_vector;
     if (NOISE != QUIET)
-        for (int64_t block = 0; block * BLOCK < a.tiles * a.outputs; block++)
+        for (int64_t block = 0; block * BLOCK < a.tiles * width; block++)
             normal_block(a.keys[device], (uint32_t)block, a.purpose, (uint64_t)(a.first[device] + vector),
                          (vf *)(normals + block * BLOCK));
     for (int64_t tile = 0; tile < a.tiles; tile++) {
         int64_t columns = (device * a.tiles + tile) * a.outputs, row = (device * a.tiles + tile) * a.vectors + vector;
-        const float *z = normals + tile * a.outputs;
+        const float *z = normals + tile * width;
         bool first = tile == 0 && !a.accumulate;
         int64_t o = 0;
         for (; o + LANES <= a.outputs; o += LANES)
@@ -292,7 +318,7 @@ template <noise NOISE, bool ADC> static int64_t read_all(const read_args a) {
     int64_t clipped = 0;
 #pragma omp parallel num_threads(a.threads) reduction(+ : clipped)
     {
-        size_t size = (size_t)((a.tiles * a.outputs + BLOCK - 1) / BLOCK * BLOCK) * 4;
+        size_t size = (size_t)(a.tiles * padded(a.outputs)) * 4;
         float *normals = (float *)aligned_alloc(64, size);
 #pragma omp for schedule(static)
         for (int64_t job = 0; job < a.devices * a.vectors; job++)
@@ -455,4 +481,190 @@ extern "C" void nvcim_column_sums(const float *weight, int64_t devices, int64_t 
             store(sums + job * outputs + o, sum, outputs - o);
         }
     }
+}
+
+/* Products and conversion in one pass ------------------------------------------------------------------------------
+ *
+ * A matrix product by tiles of ROWS x WIDE outputs held in registers: when a row tile of the array is summed, its
+ * noise and ADC follow there and then, so no partial output ever reaches memory. Every output is summed in the order
+ * of its inputs, whatever the shape, so a result does not depend on what it is computed together with. */
+
+#define ROWS 12
+#define WIDE (2 * LANES)
+#define BAND 144 /* vectors whose packed inputs stay in the second-level cache */
+
+static inline vf multiply_add(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+    for (int i = 0; i < LANES; i++) c[i] = fmaf(a[i], b[i], c[i]);
+    return c;
+#endif
+}
+
+/* x: [vectors][size], stride x_stride -> [tiles][groups of ROWS vectors][rows of a tile][ROWS], padded with 0. */
+static void pack_inputs(const float *x, int64_t x_stride, int64_t vectors, int64_t size, int64_t tile_rows, bool square,
+                        float *packed) {
+    for (int64_t start = 0; start < size; start += tile_rows) {
+        int64_t rows = size - start < tile_rows ? size - start : tile_rows;
+        for (int64_t group = 0; group < vectors; group += ROWS) {
+            for (int64_t v = 0; v < ROWS; v++) {
+                const float *from = x + (group + v) * x_stride + start;
+                bool there = group + v < vectors;
+                for (int64_t k = 0; k < rows; k++) {
+                    float value = there ? from[k] : 0;
+                    packed[k * ROWS + v] = square ? value * value : value;
+                }
+            }
+            packed += rows * ROWS;
+        }
+    }
+}
+
+/* Columns [column, column + count) of some rows of a weight -> [rows][WIDE], padded with 0. */
+static void pack_cells(const float *weight, int64_t outputs, int64_t rows, int64_t count, float *packed) {
+    for (int64_t k = 0; k < rows; k++)
+        for (int64_t o = 0; o < WIDE; o += LANES) {
+            vf v = count > o ? load(weight + k * outputs + o, count - o) : vf{};
+            store(packed + k * WIDE + o, v, LANES);
+        }
+}
+
+struct product_args {
+    read_args read;                 /* part and variance play no part */
+    const float *x;                 /* [devices or 1, vectors, inputs], contiguous */
+    const float *weight;            /* [devices, inputs, outputs] */
+    const float *variance;          /* like weight, or NULL */
+    int64_t inputs, tile_rows;
+    int64_t x_device, weight_device; /* strides */
+};
+
+/* Ask for the cells that are packed next: they lie a whole row of the weight apart, where the hardware does not look. */
+static void prefetch_cells(const product_args &p, const float *weight, int64_t device, int64_t tile, int64_t column,
+                           int64_t last_column) {
+    if (++tile == p.read.tiles) tile = 0, column += BLOCK;
+    if (column >= last_column) return;
+    int64_t start = tile * p.tile_rows, rows = p.inputs - start < p.tile_rows ? p.inputs - start : p.tile_rows;
+    const float *from = weight + device * p.weight_device + start * p.read.outputs + column;
+    for (int64_t k = 0; k < rows; k++, from += p.read.outputs)
+        for (int64_t o = 0; o < BLOCK; o += LANES) __builtin_prefetch(from + o, 0, 2);
+}
+
+INLINE void product(const float *inputs, const float *cells, int64_t rows, vf sum[ROWS][2]) {
+    for (int v = 0; v < ROWS; v++) sum[v][0] = sum[v][1] = vf{};
+    for (int64_t k = 0; k < rows; k++) {
+        vf low = load(cells + k * WIDE, LANES), high = load(cells + k * WIDE + LANES, LANES);
+#pragma GCC unroll 12
+        for (int v = 0; v < ROWS; v++) {
+            vf x = splat(inputs[k * ROWS + v]);
+            sum[v][0] = multiply_add(x, low, sum[v][0]);
+            sum[v][1] = multiply_add(x, high, sum[v][1]);
+        }
+    }
+}
+
+struct workspace {
+    float *inputs, *squares, *cells, *spread, *normals, *out;
+};
+
+template <noise NOISE, bool ADC>
+static int64_t product_band(const product_args &p, int64_t device, int64_t band, int64_t first_column, int64_t last_column,
+                            const workspace &w) {
+    const read_args &a = p.read;
+    int64_t vectors = a.vectors - band < BAND ? a.vectors - band : BAND, clipped = 0;
+    int64_t groups = (vectors + ROWS - 1) / ROWS;
+    const float *x = p.x + device * p.x_device + band * p.inputs;
+    pack_inputs(x, p.inputs, vectors, p.inputs, p.tile_rows, false, w.inputs);
+    if (NOISE == BY_CELL) pack_inputs(x, p.inputs, vectors, p.inputs, p.tile_rows, true, w.squares);
+    for (int64_t column = first_column; column < last_column; column += BLOCK) {
+        int64_t wide = last_column - column < BLOCK ? last_column - column : BLOCK;
+        for (int64_t v = 0; a.accumulate && v < vectors; v++) {
+            const float *from = a.out + device * a.out_device + (band + v) * a.out_vector + column;
+            for (int64_t o = 0; o < wide; o += LANES) store(w.out + v * BLOCK + o, load(from + o, wide - o), LANES);
+        }
+        for (int64_t tile = 0; tile < a.tiles; tile++) {
+            int64_t start = tile * p.tile_rows, rows = p.inputs - start < p.tile_rows ? p.inputs - start : p.tile_rows;
+            int64_t packed = start * groups * ROWS;
+            prefetch_cells(p, p.weight, device, tile, column, last_column);
+            if (NOISE == BY_CELL) prefetch_cells(p, p.variance, device, tile, column, last_column);
+            if (NOISE != QUIET) {
+                for (int64_t v = 0; v < vectors; v++)
+                    normal_block(a.keys[device], (uint32_t)((tile * padded(a.outputs) + column) / BLOCK), a.purpose,
+                                 (uint64_t)(a.first[device] + band + v), (vf *)(w.normals + v * BLOCK));
+            }
+            for (int64_t half = 0; half < wide; half += WIDE) {
+                int64_t at = column + half, count = wide - half < WIDE ? wide - half : WIDE;
+                const float *from = p.weight + device * p.weight_device + start * a.outputs + at;
+                pack_cells(from, a.outputs, rows, count, w.cells);
+                if (NOISE == BY_CELL)
+                    pack_cells(p.variance + (from - p.weight), a.outputs, rows, count, w.spread);
+                int64_t columns = (device * a.tiles + tile) * a.outputs + at;
+                for (int64_t group = 0; group < groups; group++) {
+                    vf sum[ROWS][2], spread[ROWS][2];
+                    if (NOISE == BY_CELL) {
+                        product(w.squares + packed + group * rows * ROWS, w.spread, rows, sum);
+                        for (int v = 0; v < ROWS; v++)
+                            for (int h = 0; h < 2; h++) spread[v][h] = vsqrt(sum[v][h]);
+                    }
+                    product(w.inputs + packed + group * rows * ROWS, w.cells, rows, sum);
+                    int64_t some = vectors - group * ROWS < ROWS ? vectors - group * ROWS : ROWS;
+                    for (int64_t v = 0; v < some; v++) {
+                        int64_t vector = group * ROWS + v, row = (device * a.tiles + tile) * a.vectors + band + vector;
+                        for (int h = 0; h < 2 && h * LANES < count; h++) {
+                            int64_t o = vector * BLOCK + half + h * LANES;
+                            vf z = NOISE == QUIET ? vf{} : load(w.normals + o, LANES);
+                            clipped += convert_lanes<NOISE, ADC>(a, sum[v][h], spread[v][h], z, row, columns + h * LANES,
+                                                                 w.out + o, tile == 0 && !a.accumulate, count - h * LANES);
+                        }
+                    }
+                }
+            }
+        }
+        for (int64_t v = 0; v < vectors; v++) {
+            float *to = a.out + device * a.out_device + (band + v) * a.out_vector + column;
+            for (int64_t o = 0; o < wide; o += LANES)
+                store(to + o, load(w.out + v * BLOCK + o, LANES), wide - o);
+        }
+    }
+    return clipped;
+}
+
+template <noise NOISE, bool ADC> static int64_t product_all(const product_args p) {
+    const read_args &a = p.read;
+    int64_t clipped = 0, bands = (a.vectors + BAND - 1) / BAND, blocks = (a.outputs + BLOCK - 1) / BLOCK;
+    /* Few bands are shared out by columns, at the price of packing their inputs more than once. */
+    int64_t shares = a.devices * bands >= 4 * a.threads ? 1 : (a.threads < blocks ? a.threads : blocks);
+    int64_t each = (blocks + shares - 1) / shares * BLOCK;
+#pragma omp parallel num_threads(a.threads) reduction(+ : clipped)
+    {
+        size_t inputs = (size_t)(p.inputs * BAND * 4 + 63) / 64 * 64, cells = (size_t)(p.tile_rows * WIDE * 4);
+        workspace w;
+        w.inputs = (float *)aligned_alloc(64, inputs);
+        w.squares = NOISE == BY_CELL ? (float *)aligned_alloc(64, inputs) : NULL;
+        w.cells = (float *)aligned_alloc(64, cells);
+        w.spread = NOISE == BY_CELL ? (float *)aligned_alloc(64, cells) : NULL;
+        w.normals = (float *)aligned_alloc(64, BAND * BLOCK * 4);
+        w.out = (float *)aligned_alloc(64, BAND * BLOCK * 4);
+#pragma omp for schedule(dynamic)
+        for (int64_t job = 0; job < a.devices * bands * shares; job++) {
+            int64_t share = job % shares, rest = job / shares;
+            int64_t start = share * each, stop = start + each < a.outputs ? start + each : a.outputs;
+            if (start < stop) clipped += product_band<NOISE, ADC>(p, rest / bands, rest % bands * BAND, start, stop, w);
+        }
+        free(w.inputs);
+        free(w.squares);
+        free(w.cells);
+        free(w.spread);
+        free(w.normals);
+        free(w.out);
+    }
+    return clipped;
+}
+
+/* inputs @ weight tile by tile, noise, ADC, and the sum over row tiles; returns how many outputs were clipped. */
+extern "C" int64_t nvcim_product_read(const product_args *p) {
+    bool adc = p->read.adc_row != NULL;
+    if (p->variance) return adc ? product_all<BY_CELL, true>(*p) : product_all<BY_CELL, false>(*p);
+    if (p->read.noise_row) return adc ? product_all<UNIFORM, true>(*p) : product_all<UNIFORM, false>(*p);
+    return adc ? product_all<QUIET, true>(*p) : product_all<QUIET, false>(*p);
 }

@@ -59,6 +59,16 @@ class ReadArguments(ctypes.Structure):
     )
 
 
+class ProductArguments(ctypes.Structure):
+    """`product_args` of kernel.cpp, which documents the fields."""
+
+    _fields_ = (
+        ("read", ReadArguments),
+        *((name, _POINTER) for name in ("x", "weight", "variance")),
+        *((name, _INT64) for name in ("inputs", "tile_rows", "x_device", "weight_device")),
+    )
+
+
 class ProgramArguments(ctypes.Structure):
     """`program_args` of kernel.cpp, which documents the fields."""
 
@@ -169,6 +179,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.nvcim_column_sums.restype = None
     library.nvcim_read.argtypes = (ctypes.POINTER(ReadArguments),)
     library.nvcim_read.restype = _INT64
+    library.nvcim_product_read.argtypes = (ctypes.POINTER(ProductArguments),)
+    library.nvcim_product_read.restype = _INT64
     library.nvcim_program.argtypes = (ctypes.POINTER(ProgramArguments),)
     library.nvcim_program.restype = None
     return library

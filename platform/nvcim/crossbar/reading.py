@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nvcim.crossbar import streams
-from nvcim.crossbar.conversion import Noise, Outputs, convert
+from nvcim.crossbar.conversion import Converters, Noise, convert, multiply_and_convert
 from nvcim.crossbar.converters import Adc, Driven, bit_planes, drive, joined, top_code
 from nvcim.crossbar.counter_rng import square_root
 from nvcim.crossbar.network import Network
@@ -185,12 +185,29 @@ def _read(
 ) -> int:
     """Read some vectors on some devices into y; returns how many outputs were clipped."""
     own = slice(None) if one.inputs.shape[0] == 1 else devices
-    inputs = one.inputs[own, vectors]
+    inputs, weight, target = one.inputs[own, vectors], plan.weight[devices, one.group], y[devices, vectors]
+    variance = None if plan.variance is None else plan.variance[devices, one.group]
+    noise = Noise(keys[devices], first[devices] + vectors.start, one.purpose)
+    converters = _converters(one, own, devices, vectors, plan, config)
     if plan.network is None:
-        part = tile_products(inputs, plan.weight[devices, one.group], config.rows, 0)
+        clipped = multiply_and_convert(
+            inputs, weight, variance, config.rows, converters, noise, target, one.first
+        )
+        if clipped is not None:
+            return clipped
+        part = tile_products(inputs, weight, config.rows, 0)
     else:
         part = plan.network.products(inputs, one.full_scale[own, vectors], devices, one.group)
-    shape = part.shape[:3]  # devices, row tiles, vectors
+    if variance is not None:
+        variance = tile_products(inputs.square(), variance, config.rows, 1)
+    return convert(part, variance, converters, noise, target, one.first)
+
+
+def _converters(
+    one: _Pass, own: slice, devices: slice, vectors: slice, plan: ReadPlan, config: CrossbarConfig
+) -> Converters:
+    tiles = one.norms.shape[-1]
+    shape = (devices.stop - devices.start, tiles, vectors.stop - vectors.start)
 
     def by_vector(values: Tensor) -> Tensor:
         return values[own, vectors].transpose(1, 2).expand(shape).contiguous()
@@ -198,23 +215,18 @@ def _read(
     def by_column(values: Tensor | None) -> Tensor | None:
         return None if values is None else values[devices, one.group].contiguous()
 
-    variance, uniform, adc = plan.variance, plan.uniform, plan.adc
-    if variance is not None:
-        variance = tile_products(inputs.square(), variance[devices, one.group], config.rows, 1)
-    outputs = Outputs(
-        part,
-        variance,
+    uniform, adc = plan.uniform, plan.adc
+    return Converters(
         noise_row=None if uniform is None else by_vector(one.norms),
-        noise_col=None if uniform is None else by_column(uniform.expand(-1, -1, shape[1], -1)),
+        noise_col=None if uniform is None else by_column(uniform.expand(-1, -1, tiles, -1)),
         adc_row=None if adc is None else by_vector(one.rows),
         adc_col=None if adc is None else by_column(adc.col),
         adc_gain=None if adc is None else by_column(adc.gain),
         adc_shift=None if adc is None else by_column(adc.shift),
         thresholds=None if adc is None else by_column(adc.thresholds),
+        top=0.0 if config.adc_bits is None else float(top_code(config.adc_bits)),
+        alpha=one.alpha,
     )
-    noise = Noise(keys[devices], first[devices] + vectors.start, one.purpose)
-    top = 0.0 if config.adc_bits is None else float(top_code(config.adc_bits))
-    return convert(outputs, noise, top, one.alpha, y[devices, vectors], one.first)
 
 
 def tile_currents(x: Tensor, plan: ReadPlan, config: CrossbarConfig) -> Iterator[Tensor]:
