@@ -1,9 +1,11 @@
 """Analog layers against torch's, and what the crossbar adds."""
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -73,6 +75,35 @@ def test_a_convolution_in_bands_equals_one_in_one_piece() -> None:
     assert torch.allclose(y, conv(x), atol=2e-2)
 
 
+def test_a_band_of_small_images_equals_image_by_image() -> None:
+    conv = randomised(nn.Conv2d(6, 4, 3, padding=1))
+    x = normal(9, 6, 50, 45)  # 50 * 45 * 54 patch elements each: several images a band, and a last short one
+    y = AnalogConv2d.from_conv(conv, FINE, generator())(x)
+    assert torch.allclose(y, conv(x), atol=2e-2)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_lies_in_memory_as_its_input_does(layout: torch.memory_format) -> None:
+    conv = randomised(nn.Conv2d(3, 4, 3))
+    x = normal(2, 3, 9, 9).contiguous(memory_format=layout)
+    y = AnalogConv2d.from_conv(conv, FINE, generator())(x)
+    assert y.is_contiguous(memory_format=layout)
+    assert torch.allclose(y, conv(x), atol=1e-2)
+
+
+def test_no_images_give_no_outputs() -> None:
+    layer = AnalogConv2d.from_conv(nn.Conv2d(3, 4, 3, padding=1), FINE, generator())
+    assert layer(torch.zeros(0, 3, 9, 8)).shape == (0, 4, 9, 8)
+
+
+def test_patches_of_depthwise_convolutions_stay_in_their_groups() -> None:
+    conv = randomised(nn.Conv2d(5, 10, 3, groups=5, padding=1))
+    x = normal(2, 5, 7, 6)
+    layer = AnalogConv2d.from_conv(conv, FINE, generator())
+    assert layer.crossbar.shape == (5, 9, 2)
+    assert torch.allclose(layer(x), conv(x), atol=1e-2)
+
+
 def test_an_image_without_batch_dimension_is_taken_as_torch_takes_it() -> None:
     conv = randomised(nn.Conv2d(3, 4, 3))
     assert torch.allclose(
@@ -129,6 +160,30 @@ def test_state_dict_carries_the_device_through_a_file() -> None:
     other.load_state_dict(torch.load(file, weights_only=True))
     assert other.crossbar.config == config
     assert torch.equal(other(normal(3, 5)), saved(normal(3, 5)))
+
+
+def test_state_dict_holds_tensors_alone_and_passes_through_safetensors(tmp_path: Path) -> None:
+    config = CrossbarConfig(read_noise=0.05, adc_scaling="calibrated")
+    saved = AnalogConv2d.from_conv(nn.Conv2d(3, 4, 3), config, generator(1))
+    saved.crossbar.calibrate(normal(1, 50, 27))
+    saved(normal(1, 3, 9, 9))  # reads so far belong to the state
+    other = AnalogConv2d.from_conv(nn.Conv2d(3, 4, 3), CrossbarConfig(sigma=0.3), generator(2))
+    save_file(saved.state_dict(), tmp_path / "layer.safetensors")
+    other.load_state_dict(load_file(tmp_path / "layer.safetensors"))
+    assert torch.equal(other(normal(1, 3, 9, 9)), saved(normal(1, 3, 9, 9)))
+
+
+def test_state_without_a_crossbar_is_missing_it() -> None:
+    layer = AnalogLinear.from_linear(nn.Linear(5, 4), FINE, generator())
+    with pytest.raises(RuntimeError, match=r"Missing key.*crossbar\.config"):
+        layer.load_state_dict({"bias": torch.zeros(4)})
+
+
+def test_a_layers_weight_shows_its_shape_and_holds_nothing() -> None:
+    conv = nn.Conv2d(4, 6, (3, 2), groups=2)
+    layer = AnalogConv2d.from_conv(conv, FINE, generator())
+    assert layer.weight.shape == conv.weight.shape
+    assert layer.weight.is_meta
 
 
 def test_state_of_another_shape_is_refused() -> None:
