@@ -6,9 +6,9 @@ LABEL org.opencontainers.image.title="nvcim" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# KubeRay's health probes call wget inside the container.
+# KubeRay's health probes call wget inside the container; crossbars compile their inner loops with g++ on first use.
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends wget \
+ && apt-get install --yes --no-install-recommends g++ wget \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --create-home --uid 1000 nvcim
 

@@ -95,6 +95,7 @@ SETTINGS = [
     {"adc_bits": None, "read_noise": 0.05},
     {"dac_bits": None, "adc_scaling": "full"},
     {"dac_full_scale": 1.0},
+    {"storage": "bfloat16", "read_noise": 0.05},
     {"adc_range": 0.2, "adc_range_per": "column", "adc_errors": {"offset_lsb": 0.5, "gain": 0.01}},
 ]
 
@@ -116,6 +117,17 @@ def test_compiled_crossbars_equal_plain_ones(plain, settings: dict[str, object])
     # The sum of squares of an input adds up in another order, which moves a step by its last bit.
     assert torch.allclose(y, plain_y, rtol=1e-5, atol=1e-5 * float(plain_y.abs().max()))
     assert counts == plain_counts
+
+
+def test_bfloat16_takes_half_the_memory_and_rounds_by_at_most_half_a_percent() -> None:
+    config = CrossbarConfig(storage="bfloat16", dac_bits=None, adc_bits=None)
+    weight = normal(60, 40)
+    half = Crossbar.program(weight, config, generator())
+    full = Crossbar.program(weight, config.model_copy(update={"storage": "float32"}), generator())
+    assert half.state_dict()["weight"].element_size() == 2
+    difference = (half.read_weight() - full.read_weight()).abs()
+    assert bool((difference <= full.read_weight().abs() * 2**-8).all())
+    assert bool(difference.any())
 
 
 def test_status_says_how_reads_run(plain) -> None:

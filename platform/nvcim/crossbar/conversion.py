@@ -55,7 +55,7 @@ def multiply_and_convert(
 
     Args:
         inputs: [devices or 1, vectors, in].
-        weight, variance: [devices, in, out], each device's own contiguous.
+        weight, variance: [devices, in, out], float32 or bfloat16, each device's own contiguous.
         rows: of a tile.
         converters, noise, y, fresh: as `convert`.
     """
@@ -69,6 +69,7 @@ def multiply_and_convert(
     kept = _fill_read(arguments.read, shape, converters, noise, y, fresh)
     fill(arguments, {"x": inputs, "weight": weight, "variance": variance, "inputs": size, "tile_rows": rows})
     shared = inputs.shape[0] == 1
+    arguments.half = weight.dtype == torch.bfloat16
     fill(arguments, {"x_device": 0 if shared else inputs.stride(0), "weight_device": weight.stride(0)})
     clipped = int(library.nvcim_product_read(arguments))
     del kept

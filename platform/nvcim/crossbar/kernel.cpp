@@ -521,8 +521,20 @@ static void pack_inputs(const float *x, int64_t x_stride, int64_t vectors, int64
     }
 }
 
-/* Columns [column, column + count) of some rows of a weight -> [rows][WIDE], padded with 0. */
-static void pack_cells(const float *weight, int64_t outputs, int64_t rows, int64_t count, float *packed) {
+/* bfloat16 is the upper half of a float. */
+INLINE vf load(const uint16_t *from, int64_t count) {
+    typedef uint16_t vb __attribute__((vector_size(2 * LANES)));
+    vb r = {};
+    if (count >= LANES)
+        memcpy(&r, from, 2 * LANES);
+    else
+        for (int64_t i = 0; i < count; i++) r[i] = from[i];
+    return (vf)(__builtin_convertvector(r, vu) << 16);
+}
+
+/* The first `count` columns of some rows of a weight -> [rows][WIDE], padded with 0. */
+template <typename CELL>
+static void pack_cells(const CELL *weight, int64_t outputs, int64_t rows, int64_t count, float *packed) {
     for (int64_t k = 0; k < rows; k++)
         for (int64_t o = 0; o < WIDE; o += LANES) {
             vf v = count > o ? load(weight + k * outputs + o, count - o) : vf{};
@@ -533,19 +545,21 @@ static void pack_cells(const float *weight, int64_t outputs, int64_t rows, int64
 struct product_args {
     read_args read;                 /* part and variance play no part */
     const float *x;                 /* [devices or 1, vectors, inputs], contiguous */
-    const float *weight;            /* [devices, inputs, outputs] */
-    const float *variance;          /* like weight, or NULL */
+    const void *weight;             /* [devices, inputs, outputs], float or bfloat16 */
+    const void *variance;           /* like weight, or NULL */
     int64_t inputs, tile_rows;
     int64_t x_device, weight_device; /* strides */
+    int32_t half;                    /* cells are bfloat16 */
 };
 
 /* Ask for the cells that are packed next: they lie a whole row of the weight apart, where the hardware does not look. */
-static void prefetch_cells(const product_args &p, const float *weight, int64_t device, int64_t tile, int64_t column,
+template <typename CELL>
+static void prefetch_cells(const product_args &p, const CELL *weight, int64_t device, int64_t tile, int64_t column,
                            int64_t last_column) {
     if (++tile == p.read.tiles) tile = 0, column += BLOCK;
     if (column >= last_column) return;
     int64_t start = tile * p.tile_rows, rows = p.inputs - start < p.tile_rows ? p.inputs - start : p.tile_rows;
-    const float *from = weight + device * p.weight_device + start * p.read.outputs + column;
+    const CELL *from = weight + device * p.weight_device + start * p.read.outputs + column;
     for (int64_t k = 0; k < rows; k++, from += p.read.outputs)
         for (int64_t o = 0; o < BLOCK; o += LANES) __builtin_prefetch(from + o, 0, 2);
 }
@@ -567,10 +581,11 @@ struct workspace {
     float *inputs, *squares, *cells, *spread, *normals, *out;
 };
 
-template <noise NOISE, bool ADC>
+template <noise NOISE, bool ADC, typename CELL>
 static int64_t product_band(const product_args &p, int64_t device, int64_t band, int64_t first_column, int64_t last_column,
                             const workspace &w) {
     const read_args &a = p.read;
+    const CELL *weight = (const CELL *)p.weight, *variance = (const CELL *)p.variance;
     int64_t vectors = a.vectors - band < BAND ? a.vectors - band : BAND, clipped = 0;
     int64_t groups = (vectors + ROWS - 1) / ROWS;
     const float *x = p.x + device * p.x_device + band * p.inputs;
@@ -585,8 +600,8 @@ static int64_t product_band(const product_args &p, int64_t device, int64_t band,
         for (int64_t tile = 0; tile < a.tiles; tile++) {
             int64_t start = tile * p.tile_rows, rows = p.inputs - start < p.tile_rows ? p.inputs - start : p.tile_rows;
             int64_t packed = start * groups * ROWS;
-            prefetch_cells(p, p.weight, device, tile, column, last_column);
-            if (NOISE == BY_CELL) prefetch_cells(p, p.variance, device, tile, column, last_column);
+            prefetch_cells(p, weight, device, tile, column, last_column);
+            if (NOISE == BY_CELL) prefetch_cells(p, variance, device, tile, column, last_column);
             if (NOISE != QUIET) {
                 for (int64_t v = 0; v < vectors; v++)
                     normal_block(a.keys[device], (uint32_t)((tile * padded(a.outputs) + column) / BLOCK), a.purpose,
@@ -594,10 +609,10 @@ static int64_t product_band(const product_args &p, int64_t device, int64_t band,
             }
             for (int64_t half = 0; half < wide; half += WIDE) {
                 int64_t at = column + half, count = wide - half < WIDE ? wide - half : WIDE;
-                const float *from = p.weight + device * p.weight_device + start * a.outputs + at;
+                const CELL *from = weight + device * p.weight_device + start * a.outputs + at;
                 pack_cells(from, a.outputs, rows, count, w.cells);
                 if (NOISE == BY_CELL)
-                    pack_cells(p.variance + (from - p.weight), a.outputs, rows, count, w.spread);
+                    pack_cells(variance + (from - weight), a.outputs, rows, count, w.spread);
                 int64_t columns = (device * a.tiles + tile) * a.outputs + at;
                 for (int64_t group = 0; group < groups; group++) {
                     vf sum[ROWS][2], spread[ROWS][2];
@@ -649,7 +664,8 @@ template <noise NOISE, bool ADC> static int64_t product_all(const product_args p
         for (int64_t job = 0; job < a.devices * bands * shares; job++) {
             int64_t share = job % shares, rest = job / shares;
             int64_t start = share * each, stop = start + each < a.outputs ? start + each : a.outputs;
-            if (start < stop) clipped += product_band<NOISE, ADC>(p, rest / bands, rest % bands * BAND, start, stop, w);
+            if (start < stop) clipped += (p.half ? product_band<NOISE, ADC, uint16_t> : product_band<NOISE, ADC, float>)(
+                p, rest / bands, rest % bands * BAND, start, stop, w);
         }
         free(w.inputs);
         free(w.squares);

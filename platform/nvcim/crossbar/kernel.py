@@ -66,6 +66,7 @@ class ProductArguments(ctypes.Structure):
         ("read", ReadArguments),
         *((name, _POINTER) for name in ("x", "weight", "variance")),
         *((name, _INT64) for name in ("inputs", "tile_rows", "x_device", "weight_device")),
+        ("half", _INT32),
     )
 
 

@@ -276,6 +276,7 @@ def tile_products(inputs: Tensor, weight: Tensor, rows: int, slot: int | None = 
     Returns:
         [devices, row tiles, vectors, out].
     """
+    weight = weight.float()
     devices, size, outputs = weight.shape
     vectors, whole = inputs.shape[1], size // rows
     part = _memory((devices, -(-size // rows), vectors, outputs), slot, weight.device)
@@ -294,8 +295,10 @@ def tile_products(inputs: Tensor, weight: Tensor, rows: int, slot: int | None = 
 def _whole(plan: ReadPlan) -> Tensor:
     """Weights of all groups in one: [devices, in, out]."""
     if plan.weight.shape[1] == 1:
-        return plan.weight[:, 0]
-    return torch.einsum("dgio,g->dio", plan.weight, plan.weight.new_tensor(plan.alphas))
+        return plan.weight[:, 0].float()
+    return torch.einsum(
+        "dgio,g->dio", plan.weight.float(), torch.tensor(plan.alphas, device=plan.weight.device)
+    )
 
 
 def _without_pedestal(y: Tensor, driven: Driven, plan: ReadPlan) -> Tensor:

@@ -117,6 +117,11 @@ class CrossbarConfig(Settings):
         description="volts at the DAC's full scale; for cell_current: device",
     )
 
+    storage: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="how reads keep the weights in memory; bfloat16 takes half, and rounds each by at most 0.4 %",
+    )
+
     # converters
     dac_bits: int | None = Field(default=8, ge=2, le=16)
     input_coding: Literal["analog", "bit_serial"] = Field(

@@ -53,9 +53,11 @@ class Written:
     def combined(self) -> Tensor:
         """The signed weight [devices, in, out] that all groups and the digital side amount to."""
         if len(self.alphas) == 1:
-            total = self.weight[:, 0] * self.alphas[0]
+            total = self.weight[:, 0].float() * self.alphas[0]
         else:
-            total = torch.einsum("dgio,g->dio", self.weight, self.weight.new_tensor(self.alphas))
+            total = torch.einsum(
+                "dgio,g->dio", self.weight.float(), torch.tensor(self.alphas, device=self.weight.device)
+            )
         return total if self.pedestal is None else total - self.pedestal
 
     def tensors(self) -> dict[str, Tensor]:
@@ -116,9 +118,10 @@ def write_arrays(writing: Writing, config: CrossbarConfig, elapsed_s: float = 0.
     reach = None
     if config.adc_bits is not None and config.adc_scaling != "calibrated":
         reach = full_scales(effective.weight, config)
+    kept = torch.bfloat16 if config.storage == "bfloat16" else torch.float32
     return Written(
-        weight=effective.weight,
-        variance=effective.variance,
+        weight=effective.weight.to(kept),
+        variance=None if effective.variance is None else effective.variance.to(kept),
         uniform=_uniform(writing, config, mapping) if effective.variance is None else None,
         pedestal=_pedestal(writing, config, mapping),
         reach=reach,
