@@ -178,3 +178,20 @@ def test_tiny_and_huge_weights_stay_finite() -> None:
     for size in (1e-30, 1e30):
         crossbar = Crossbar.program(normal(6, 4) * size, CrossbarConfig.ideal(), generator())
         assert torch.allclose(crossbar.read_weight(), normal(6, 4) * size, atol=0.02 * size)
+
+
+def test_cells_past_their_endurance_are_counted(tmp_path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "devices:\n  - {name: Frail, technology: RRAM, bits: 2, source: test, level_sigma: 0.01, endurance: 2,"
+        " sources: {endurance: test}}\n",
+        encoding="utf-8",
+    )
+    crossbar = Crossbar.program(normal(6, 4), CrossbarConfig(device="Frail", catalogue=path), generator())
+    crossbar.rewrite(normal(6, 4, seed=1))
+    assert not crossbar.worn_out().any()
+    crossbar.rewrite(normal(6, 4, seed=2))
+    assert int(crossbar.wear().min()) == 3
+    assert bool(crossbar.worn_out().all())
+    with pytest.raises(ConfigError, match="FeFET2: endurance is unknown"):
+        Crossbar.program(normal(6, 4), CrossbarConfig(), generator()).worn_out()

@@ -260,6 +260,19 @@ class Crossbar:
         devices, *shape = self._writing().integers.shape
         return self._written.wear.expand(devices, self.config.mapping().cells, *shape)
 
+    def worn_out(self) -> Tensor:
+        """Which cells have had more pulses than the device endures: bool, like `wear`. They still work in this model.
+
+        Raises:
+            ConfigError: a device of unknown endurance, or a stack.
+        """
+        endurance = self.config.cell().endurance
+        if endurance is None:
+            raise ConfigError(
+                f"device {self.config.device}: endurance is unknown; give it in a catalogue of your own"
+            )
+        return self.wear() > endurance
+
     def to(self, device: torch.device | str) -> "Crossbar":
         """Move the tensors; draws are functions of the keys and stay what they are."""
         moved = Crossbar(self._written.to(device), self._read_keys.to(device), self._devices, self.config)
