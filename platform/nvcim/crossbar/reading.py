@@ -295,7 +295,8 @@ def tile_products(inputs: Tensor, weight: Tensor, rows: int, slot: int | None = 
 def _whole(plan: ReadPlan) -> Tensor:
     """Weights of all groups in one: [devices, in, out]."""
     if plan.weight.shape[1] == 1:
-        return plan.weight[:, 0].float()
+        whole = plan.weight[:, 0].float()
+        return whole if plan.alphas == (1.0,) else whole * plan.alphas[0]
     return torch.einsum(
         "dgio,g->dio", plan.weight.float(), torch.tensor(plan.alphas, device=plan.weight.device)
     )
