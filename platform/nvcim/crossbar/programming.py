@@ -175,7 +175,9 @@ def stuck_map(keys: Tensor, shape: torch.Size, stuck_on: float, stuck_off: float
         uniforms(keys, streams.STUCK + plane, torch.zeros_like(keys), shape[2] * shape[3])
         for plane in range(shape[1])
     ]
-    return stuck_cells(torch.stack(planes, dim=1).reshape(shape), stuck_on, stuck_off)
+    # Below 1, which float32 rounds a few draws to: at a rate of 0 no cell may be stuck off.
+    drawn = torch.stack(planes, dim=1).reshape(shape).clamp(max=1 - 2**-24)
+    return stuck_cells(drawn, stuck_on, stuck_off)
 
 
 class Collapsed(NamedTuple):
