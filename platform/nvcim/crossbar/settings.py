@@ -10,6 +10,7 @@ from nvcim.crossbar.mapping import Mapping, Scheme, make_mapping
 from nvcim.crossbar.wires import Wires
 from nvcim.devices import CellDevice, get_device, load_catalogue
 from nvcim.devices.reading import ReadCondition
+from nvcim.errors import ConfigError
 
 Remap = Literal["none", "rows", "columns", "both"]
 
@@ -212,7 +213,21 @@ class CrossbarConfig(Settings):
         cell = get_device(self.device, load_catalogue(self.catalogue))
         if self.g_min_us is None and self.g_max_us is None:
             return cell
-        given = (None if value is None else value * 1e-6 for value in (self.g_min_us, self.g_max_us))
+        given = [None if value is None else value * 1e-6 for value in (self.g_min_us, self.g_max_us)]
+        low, high = (
+            own if value is None else value
+            for value, own in zip(given, (cell.g_min, cell.g_max), strict=True)
+        )
+        if low is None or high is None:
+            missing = "g_min_us" if low is None else "g_max_us"
+            raise ConfigError(
+                f"device {cell.name}: a conductance range has two ends; {missing} is not known, give it too"
+            )
+        if low >= high:
+            raise ConfigError(
+                f"device {cell.name}: g_min_us must be below g_max_us "
+                f"(given, or the device's own: {low * 1e6:g} and {high * 1e6:g})"
+            )
         return cell.with_range(*given)
 
     def mapping(self) -> Mapping:
@@ -245,6 +260,10 @@ class CrossbarConfig(Settings):
             raise ValueError(
                 "remap moves cells along wires that are solved for linear cells only; with wires and cell_current "
                 "device or gated_rows: none"
+            )
+        if self.input_coding == "bit_serial" and self.read_mode == "cell":
+            raise ValueError(
+                "read_mode cell draws a cell's noise once per vector; with input_coding bit_serial: output"
             )
         if self.adc_errors is not None and self.adc_bits is None:
             raise ValueError("adc_errors needs adc_bits: an ideal converter has none")
