@@ -357,7 +357,7 @@ class Crossbar:
         x = x.to(torch.float32)
         if prod(x.shape[:-2]) == 1:
             return x.reshape(1, *x.shape[-2:])
-        return x.expand(*self._devices, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
+        return x.expand(*self._devices, *x.shape[-2:]).reshape(prod(self._devices), *x.shape[-2:])
 
     def _check_input(self, x: Tensor) -> None:
         leading = x.shape[:-2]
