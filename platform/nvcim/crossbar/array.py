@@ -7,7 +7,7 @@ and of a device's key (programming.py), so a crossbar keeps those and makes its 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
+from math import ceil, prod
 
 import torch
 from torch import Generator, Tensor
@@ -303,7 +303,8 @@ class Crossbar:
         expected = (
             Written.names(config) | Writing.names(config) | {"read_keys", "reads", "clock_s", "devices"}
         )
-        if set(state) - {"reach"} != expected - {"reach"}:
+        optional = {"reach"} if config.adc_scaling == "calibrated" and config.adc_bits is not None else set()
+        if set(state) - optional != expected - optional:
             found = ", ".join(sorted(state)) or "nothing"
             raise ConfigError(f"crossbar state has {found}; expected {', '.join(sorted(expected))}")
         own = {name: value.clone() for name, value in state.items()}
@@ -319,7 +320,12 @@ class Crossbar:
         lines = tuple(shapes.get(name) for name in ("row_places", "column_places"))
         if config.remap != "none" and lines != place_shapes(own["integers"].shape, config):
             raise ConfigError(f"crossbar state has row_places and column_places for other tiles: {lines}")
-        crossbar = cls(Written.from_tensors(own, config), own["read_keys"], devices, config)
+        written = Written.from_tensors(own, config)
+        groups, tiles = len(written.alphas), ceil(weight.shape[2] / config.rows)
+        reach = (len(weight), groups, tiles, weight.shape[3])
+        if weight.shape[1] != groups or shapes.get("reach", reach) != reach:
+            raise ConfigError(f"crossbar state is not one of {groups} groups and {tiles} row tiles: {shapes}")
+        crossbar = cls(written, own["read_keys"], devices, config)
         crossbar._reads, crossbar.clock_s = own["reads"], float(own["clock_s"])
         return crossbar
 
