@@ -106,10 +106,14 @@ def test_reading_for_a_gradient_gives_what_reading_without_gives() -> None:
 
 
 def test_a_prompt_trains_through_frozen_arrays() -> None:
+    first, second = nn.Linear(8, 16), nn.Linear(16, 3)
+    with torch.no_grad():
+        first.weight.copy_(normal(16, 8, seed=1))
+        second.weight.copy_(normal(3, 16, seed=2))
     body = nn.Sequential(
-        AnalogLinear.from_linear(nn.Linear(8, 16), NOISY, generator()),
-        nn.ReLU(),
-        AnalogLinear.from_linear(nn.Linear(16, 3), NOISY, generator(1)),
+        AnalogLinear.from_linear(first, NOISY, generator()),
+        nn.Tanh(),
+        AnalogLinear.from_linear(second, NOISY, generator(1)),
     )
     prompt = nn.Parameter(normal(1, 8))
     optimiser = torch.optim.Adam([prompt], lr=0.1)

@@ -1,37 +1,117 @@
-"""Put a trained model on crossbars."""
+"""Put a trained model on crossbars, for inference or for training with them in the loop."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Generator, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from nvcim.analog.attention import split_attention
 from nvcim.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear
+from nvcim.analog.replacing import replace_modules
+from nvcim.analog.training import TrainableAnalogConv2d, TrainableAnalogLinear, TrainableLayer, Writes
 from nvcim.crossbar import CrossbarConfig
 from nvcim.errors import ConfigError
 from nvcim.randomness import named_generator
 
+_Program = Callable[[Any, CrossbarConfig, Generator], AnalogLayer]
+
 
 def analogize(
-    model: nn.Module, config: CrossbarConfig, generator: Generator, skip: Collection[str] = ()
+    model: nn.Module,
+    config: CrossbarConfig,
+    generator: Generator,
+    skip: Collection[str] = (),
+    layers: Mapping[str, CrossbarConfig] | None = None,
 ) -> nn.Module:
-    """Return a copy of `model` whose Linear and Conv2d layers are programmed into crossbars.
+    """Return a copy of `model` whose linear layers and convolutions are programmed into crossbars.
 
-    Weights are read as the model uses them, so parametrized (quantized) layers are written in quantized form.
-    Everything else stays digital: normalisation, activations, ConvTranspose2d, the fused projections of
-    MultiheadAttention. Each layer draws from a stream of its own name: skipping one changes no other.
+    That is every nn.Linear, nn.Conv2d, Hugging Face Conv1D, and the projections of nn.MultiheadAttention, which becomes
+    a `SplitAttention`. Weights are read as the model uses them, so parametrized (quantized) layers are written in
+    quantized form. Everything else stays digital; `describe` lists it with reasons. A head whose weight is tied to an
+    embedding is written into cells of its own, and the embedding stays a digital look-up of the old weights. Each layer
+    draws from a stream of its own name: skipping one changes no other.
 
     Args:
         model: left as it is.
-        config: of every crossbar.
+        config: of every crossbar that `layers` does not name.
         generator: gives one number, from which all layers' streams derive.
         skip: names as in `named_modules`; a layer with that name, or inside a module with it, stays digital.
+        layers: configs by pattern of names (`*` for any characters); the first pattern that fits a layer counts.
 
     Raises:
-        ConfigError: `skip` names a module that the model does not have, or a weight cannot be programmed.
+        ConfigError: `skip` names a module that the model does not have, a pattern fits no layer, or a weight cannot be
+            programmed.
         DeviceError: the catalogue does not hold the device.
     """
+    return _converted(
+        model, config, generator, skip, layers or {}, AnalogLinear.from_linear, AnalogConv2d.from_conv
+    )
+
+
+def analogize_for_training(
+    model: nn.Module,
+    config: CrossbarConfig,
+    generator: Generator,
+    skip: Collection[str] = (),
+    layers: Mapping[str, CrossbarConfig] | None = None,
+    writes: Writes = "every_forward",
+) -> nn.Module:
+    """As `analogize`, with layers that keep float master weights to train; see `training`.
+
+    Args:
+        model, config, generator, skip, layers: as `analogize`.
+        writes: when the cells are written: at every forward in train(), or by `reprogram(model)` alone.
+
+    Raises:
+        ConfigError, DeviceError: as `analogize`.
+    """
+    linear = partial(TrainableAnalogLinear.from_linear, writes=writes)
+    conv = partial(TrainableAnalogConv2d.from_conv, writes=writes)
+    return _converted(model, config, generator, skip, layers or {}, linear, conv)
+
+
+def deploy(model: nn.Module) -> nn.Module:
+    """A copy whose layers in training are inference layers, on their cells as they were last written."""
+    return replace_modules(
+        copy.deepcopy(model),
+        lambda _, module: module.deployed() if isinstance(module, TrainableLayer) else None,
+    )
+
+
+def to_digital(model: nn.Module) -> nn.Module:
+    """A copy whose layers in training are their digital masters again, for another chip or a checkpoint."""
+    return replace_modules(
+        copy.deepcopy(model), lambda _, module: module.master if isinstance(module, TrainableLayer) else None
+    )
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is Hugging Face's Conv1D, a linear layer (GPT-2); told by name, so as not to load transformers."""
+    kind = type(module)
+    return (kind.__module__, kind.__qualname__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def convertible(module: nn.Module) -> bool:
+    """Whether `analogize` has a crossbar form of a module."""
+    # MultiheadAttention hands its output projection's weight to a fused kernel, so no layer can stand in for it.
+    fused = isinstance(module, NonDynamicallyQuantizableLinear)
+    return (isinstance(module, nn.Linear | nn.Conv2d) and not fused) or is_conv1d(module)
+
+
+def _converted(
+    model: nn.Module,
+    config: CrossbarConfig,
+    generator: Generator,
+    skip: Collection[str],
+    layers: Mapping[str, CrossbarConfig],
+    linear: _Program,
+    conv: _Program,
+) -> nn.Module:
     known = {name for name, _ in model.named_modules()}
     for name in skip:
         if name not in known:
@@ -40,33 +120,29 @@ def analogize(
                 f"skip names module '{name}', which the model does not have; allowed: {allowed}"
             )
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
-    converted = copy.deepcopy(model)
-    done: dict[nn.Module, AnalogLayer] = {}  # a layer used twice is one crossbar
-    for name, module in list(converted.named_modules(remove_duplicate=False)):
-        if not _convertible(module) or _skipped(name, skip) or ".parametrizations." in f".{name}.":
-            continue
-        if module not in done:
-            done[module] = _program(module, config, named_generator(seed, name)).train(module.training)
-        if name == "":
-            return done[module]
-        parent, _, child = name.rpartition(".")
-        setattr(converted.get_submodule(parent), child, done[module])
+    programmed: list[str] = []
+
+    def split(name: str, module: nn.Module) -> nn.Module | None:
+        return None if _skipped(name, skip) else split_attention(module)
+
+    def program(name: str, module: nn.Module) -> nn.Module | None:
+        if isinstance(module, AnalogLayer):
+            return module  # converted before; its parts are its own
+        if not convertible(module) or _skipped(name, skip):
+            return None
+        programmed.append(name)
+        own = next((layers[pattern] for pattern in layers if fnmatchcase(name, pattern)), config)
+        make = conv if isinstance(module, nn.Conv2d) else linear
+        return make(module, own, named_generator(seed, name)).train(module.training)
+
+    converted = replace_modules(replace_modules(copy.deepcopy(model), split), program)
+    for pattern in layers:
+        if not any(fnmatchcase(name, pattern) for name in programmed):
+            raise ConfigError(
+                f"layers names '{pattern}', which fits no layer; layers: {', '.join(programmed)}"
+            )
     return converted
-
-
-def _convertible(module: nn.Module) -> bool:
-    # MultiheadAttention hands its projection's weight to a fused kernel, so no layer can stand in for it.
-    return isinstance(module, nn.Linear | nn.Conv2d) and not isinstance(
-        module, NonDynamicallyQuantizableLinear
-    )
 
 
 def _skipped(name: str, skip: Collection[str]) -> bool:
     return any(name == skipped or name.startswith(f"{skipped}.") for skipped in skip)
-
-
-def _program(module: nn.Module, config: CrossbarConfig, generator: Generator) -> AnalogLayer:
-    if isinstance(module, nn.Linear):
-        return AnalogLinear.from_linear(module, config, generator)
-    assert isinstance(module, nn.Conv2d)
-    return AnalogConv2d.from_conv(module, config, generator)

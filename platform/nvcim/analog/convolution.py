@@ -94,13 +94,18 @@ class Convolution:
 
 
 def read_convolution(
-    shape: Convolution, read: Reader, crossbar: Crossbar, padded: Tensor, bias: Tensor | None, layout: Layout
+    shape: Convolution,
+    read: Reader | None,
+    crossbar: Crossbar,
+    padded: Tensor,
+    bias: Tensor | None,
+    layout: Layout,
 ) -> Tensor:
     """Read a crossbar once per output position, in the order of images, rows and columns.
 
     Args:
         shape: of the convolution.
-        read: how.
+        read: in place of `Crossbar.matmul`.
         crossbar: [groups, patch, out / groups].
         padded: as `Convolution.padded` gives it.
         bias: [out], or None.
@@ -118,7 +123,9 @@ def read_convolution(
     for images, rows in _bands(patches):
         band = patches[images, rows]
         vectors = band.permute(3, 0, 1, 2, 4, 5, 6).reshape(groups, -1, crossbar.in_features)
-        y = torch.unflatten(read(crossbar, vectors), 1, band.shape[:3]).permute(1, 0, 4, 2, 3)
+        y = torch.unflatten((read or Crossbar.matmul)(crossbar, vectors), 1, band.shape[:3]).permute(
+            1, 0, 4, 2, 3
+        )
         to = grouped[images, :, :, rows]
         to.copy_(y) if added is None else torch.add(y, added, out=to)
     return result
@@ -126,7 +133,7 @@ def read_convolution(
 
 def read_convolution_straight_through(
     shape: Convolution,
-    read: Reader,
+    read: Reader | None,
     crossbar: Crossbar,
     padded: Tensor,
     bias: Tensor | None,

@@ -30,7 +30,7 @@ class AnalogLayer(nn.Module):
     Attributes:
         crossbar: the array.
         bias: [out], or None.
-        read: how the array is read; `calibrate` puts a recorder here for a while.
+        read: stands in for the array's own reading; `calibrate` puts a recorder here for a while.
     """
 
     bias: Tensor | None
@@ -38,7 +38,7 @@ class AnalogLayer(nn.Module):
     def __init__(self, crossbar: Crossbar, bias: Tensor | None) -> None:
         super().__init__()
         self.crossbar = crossbar
-        self.read: Reader = read_straight_through
+        self.read: Reader | None = None
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     @property
@@ -120,7 +120,7 @@ class AnalogLinear(AnalogLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features] -> [..., out_features]."""
-        y = self.read(self.crossbar, x.reshape(-1, x.shape[-1]))
+        y = (self.read or read_straight_through)(self.crossbar, x.reshape(-1, x.shape[-1]))
         y = y.reshape(*x.shape[:-1], self.crossbar.out_features)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
