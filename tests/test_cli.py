@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from nvcim.cli import run, sweep_table
 from nvcim.data.images import write_image_set, write_instances
@@ -53,7 +54,7 @@ def test_devices_are_listed_with_the_users_own(shell: Shell, tmp_path: Path) -> 
 def test_help_names_every_verb(shell: Shell) -> None:
     status, out, _ = shell("--help")
     assert status == 0
-    for verb in ("demo", "fleet", "sweep", "segment", "serve", "report", "devices"):
+    for verb in ("demo", "fleet", "sweep", "segment", "serve", "report", "devices", "crossbar"):
         assert verb in out
 
 
@@ -73,6 +74,8 @@ def test_help_names_every_verb(shell: Shell) -> None:
         (["segment", "predict", "nowhere", "a.png", "--out", "x"], "nowhere"),
         (["segment", "score", "nowhere", "nowhere"], "nowhere"),
         (["demo", "--data", "nowhere"], "nowhere"),
+        (["crossbar", "explain"], "Missing argument"),
+        (["crossbar", "explain", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(
@@ -107,6 +110,61 @@ def test_a_config_with_a_mistake_says_which(shell: Shell, tmp_path: Path, yaml: 
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+EXPLAINED = "weight: {shape: [20, 12]}\ninputs: {vectors: 4}\ncrossbar: {rows: 16, cols: 8}\n"
+
+
+def test_crossbar_explain_prints_tables_and_writes_a_page(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nvcim.cli.out", Console(width=80))
+    config = tmp_path / "crossbar.yaml"
+    config.write_text(EXPLAINED)
+    status, out, _ = shell("crossbar", "explain", config, "--out", tmp_path / "out")
+    assert status == 0
+    tables = out.split("sources of the constants")[0]
+    assert max(len(line) for line in tables.splitlines()) <= 80
+    for part in ("utilisation", "quantization", "variation", "so far (simulated)", "modelled", "total"):
+        assert part in tables
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"explain.html", "explain.json", "explain.png", "explain.svg"}
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("{}", "field 'weight'"),
+        (EXPLAINED + "device: 3", "unknown field 'device' (did you mean 'devices'?)"),
+        (EXPLAINED.replace("rows: 16", "row: 16"), "unknown field 'crossbar.row'"),
+        (EXPLAINED.replace("[20, 12]", "[20]"), "field 'weight.shape.1'"),
+        (EXPLAINED.replace("shape: [20, 12]", "file: no.npy"), "no.npy: cannot be read"),
+        (EXPLAINED.replace("rows: 16", "device: RRAM9"), "RRAM9"),
+        (
+            EXPLAINED.replace("rows: 16", "wires: {r_word_ohm: 1, r_bit_ohm: 1}"),
+            "g_min and g_max are unknown",
+        ),
+        (EXPLAINED.replace("rows: 16", "slice_bits: [9]"), "slice_bits asks for 9 bits"),
+        (EXPLAINED + "cost_constants: no.yaml", "no.yaml: cannot be read"),
+    ],
+)
+def test_crossbar_explain_refuses_mistakes(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, yaml: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("crossbar.yaml").write_text(yaml)
+    status, out, err = shell("crossbar", "explain", "crossbar.yaml")
+    assert (status, out) == (2, "")
+    error = err.splitlines()[-1]  # after lines of progress
+    assert error.startswith("nvcim: ")
+    assert message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["crossbar.yaml"]
+
+
+def test_devices_of_many_levels_are_listed_in_a_few_words(shell: Shell) -> None:
+    _, out, _ = shell("devices", "list")
+    assert "0.01054 to 0.04345" in out
+    assert len(out.splitlines()) < 120
 
 
 def test_segment_trains_predicts_and_scores(shell: Shell, tmp_path: Path, tissue: Path) -> None:

@@ -28,10 +28,12 @@ fleet_app = typer.Typer(no_args_is_help=True, help="Nodes with their users on si
 sweep_app = typer.Typer(no_args_is_help=True, help="Scores over bits of a weight and programming variation.")
 segment_app = typer.Typer(no_args_is_help=True, help="Segmentation of touching objects in images.")
 devices_app = typer.Typer(no_args_is_help=True, help="Memory devices.")
+crossbar_app = typer.Typer(no_args_is_help=True, help="One matrix on simulated crossbars.")
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(sweep_app, name="sweep")
 app.add_typer(segment_app, name="segment")
 app.add_typer(devices_app, name="devices")
+app.add_typer(crossbar_app, name="crossbar")
 
 out = Console(width=None if sys.stdout.isatty() else 120)  # files and pipes have no width of their own
 
@@ -83,9 +85,40 @@ def devices_list(
     for column in ("device", "technology", "bits per cell", "sigma of each level", "source"):
         table.add_column(column, overflow="fold")
     for device in load_catalogue(catalogue).values():
-        sigmas = " ".join(f"{sigma:g}" for sigma in device.level_sigma)
+        sigmas = device.describe_sigma()
         table.add_row(device.name, device.technology, str(device.bits), sigmas, device.source)
     out.print(table)
+
+
+@crossbar_app.command("explain")
+def crossbar_explain(
+    config: Annotated[Path, typer.Argument(help="YAML file of settings, for example jobs/crossbar.yaml.")],
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the results, instead of the settings' own.")
+    ] = None,
+) -> None:
+    """Tell what a matrix becomes: arrays, error by cause, energy, latency, area; as tables, a page and a picture."""
+    from nvcim.crossbar.explain import explain
+    from nvcim.crossbar.explain_job import ExplainJob
+    from nvcim.progress import progress
+    from nvcim.report.crossbar_page import write_explanation
+    from nvcim.report.crossbar_tables import crossbar_tables
+
+    job = load_settings(config, ExplainJob)
+    with progress("explain") as update:
+        explanation = explain(job, update)
+    for part in crossbar_tables(explanation):
+        table = Table(title=part.title)
+        for column in part.columns:
+            table.add_column(column, overflow="fold")
+        for row in part.rows:
+            table.add_row(*row)
+        out.print(table)
+        for note in part.notes:
+            out.print(note, style="dim", highlight=False, markup=False)
+    written = write_explanation(explanation, folder or job.out)
+    out.print(f"sources of the constants, and the picture: {written[0]}", soft_wrap=True)
+    out.print(f"the same as files: {', '.join(str(path) for path in written[1:])}", soft_wrap=True)
 
 
 @segment_app.command("train")
