@@ -1,7 +1,10 @@
 """Whole models on crossbars."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -122,3 +125,26 @@ def test_a_layer_used_twice_is_one_crossbar() -> None:
 
 def test_a_single_layer_converts_too() -> None:
     assert isinstance(analogize(nn.Linear(3, 2), CrossbarConfig(), generator()), AnalogLinear)
+
+
+def test_layers_take_configs_of_their_own_by_pattern(model: SmallCNN) -> None:
+    few, many = CrossbarConfig(rows=16), CrossbarConfig(rows=32)
+    converted = analogize(model, CrossbarConfig(), generator(), layers={"body.*": few, "*": many})
+    assert converted.get_submodule("body.0").crossbar.config == few
+    assert converted.twice.crossbar.config == many
+
+
+def test_a_pattern_that_fits_no_layer_is_refused(model: SmallCNN) -> None:
+    with pytest.raises(ConfigError, match=r"'neck\*'.*body\.0"):
+        analogize(model, CrossbarConfig(), generator(), layers={"neck*": FINE})
+
+
+def test_a_chip_is_restored_into_one_of_another_seed(
+    model: SmallCNN, images: torch.Tensor, tmp_path: Path
+) -> None:
+    chip = analogize(model, CrossbarConfig(read_noise=0.02), generator(1))
+    chip(images)
+    save_file(chip.state_dict(), tmp_path / "chip.safetensors")
+    other = analogize(model, CrossbarConfig(sigma=0.3), generator(2))
+    other.load_state_dict(load_file(tmp_path / "chip.safetensors"))
+    assert torch.equal(other(images), chip(images))

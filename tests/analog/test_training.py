@@ -181,7 +181,7 @@ def mean_accuracy(digital: nn.Module, config: CrossbarConfig, x: torch.Tensor, l
 
 
 def test_noise_aware_training_beats_plain_training_on_noisy_chips() -> None:
-    """Accuracies were 0.50 +- 0.02 and 0.64 +- 0.01 (means of 20 chips, standard error); a margin of 0.05 is asked for."""
+    """Accuracies were 0.50 +- 0.02 and 0.64 +- 0.01 (means of 20 chips, standard error); 0.05 is asked for."""
     config = CrossbarConfig(sigma=1.0, sigma_unit="level_step")
     x = normal(400, 10)
     teacher = nn.Sequential(nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 4))
