@@ -29,8 +29,8 @@ def aihwkit_torch(layer: nn.Module, tile: int, noise: float) -> Layer:
 
 
 def aihwkit_cpp(layer: nn.Module, tile: int, noise: float) -> Layer:
-    """aihwkit's C++ tile, with read noise of the weights. Never run to the end: the 1.1.0 wheel's tile refuses torch 2.13's
-    tensors ("weights must be a CPU tensor"), so it needs a build from source.
+    """aihwkit's C++ tile, with read noise of the weights. Never run to the end: the 1.1.0 wheel's tile refuses the
+    tensors of torch 2.13 ("weights must be a CPU tensor"), so it needs a build from source.
     """
     return _aihwkit(layer, "InferenceRPUConfig", tile, w_noise=noise)
 
