@@ -187,7 +187,7 @@ class CrossbarConfig(Settings):
                 "adc_scaling",
                 "adc_range",
             ),
-            *("adc_range_per", "adc_errors", "read_mode"),
+            *("adc_range_per", "adc_errors", "read_mode", "cell_current", "gated_rows", "read_voltage_v"),
         )
         own: dict[str, object] = {field: getattr(self, field) for field in fields}
         return own | {
