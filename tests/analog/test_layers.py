@@ -129,6 +129,31 @@ def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
         layer(torch.zeros(shape))
 
 
+def test_integer_images_are_refused() -> None:
+    layer = AnalogConv2d.from_conv(nn.Conv2d(3, 4, 3), FINE, generator())
+    with pytest.raises(ConfigError, match="floating point"):
+        layer(torch.zeros(1, 3, 9, 9, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_convolution_returns_its_inputs_type(dtype: torch.dtype) -> None:
+    conv = randomised(nn.Conv2d(3, 4, 3))
+    y = AnalogConv2d.from_conv(conv, FINE, generator())(normal(2, 3, 9, 9).to(dtype))
+    assert y.dtype == dtype
+    assert torch.allclose(y.float(), conv(normal(2, 3, 9, 9)), atol=0.2)
+
+
+def test_reads_per_cell_reach_a_convolution() -> None:
+    config = CrossbarConfig(sigma=0.0, read_noise=0.05, read_mode="cell", weight_bits=12)
+    conv = randomised(nn.Conv2d(2, 3, 3))
+    y, expected = (
+        AnalogConv2d.from_conv(conv, config, generator())(normal(1, 2, 6, 6)),
+        conv(normal(1, 2, 6, 6)),
+    )
+    error = float((y - expected).detach().norm() / expected.detach().norm())
+    assert 0.005 < error < 0.5
+
+
 def test_default_hardware_disturbs_but_does_not_destroy() -> None:
     conv = nn.Conv2d(8, 8, 3)
     conv.requires_grad_(False).weight.copy_(normal(8, 8, 3, 3))

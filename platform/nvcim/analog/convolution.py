@@ -16,6 +16,7 @@ from torch.nn import functional, grad
 
 from nvcim.analog.straight_through import Reader, held_weight
 from nvcim.crossbar import Crossbar
+from nvcim.crossbar.patches import drive_patches
 from nvcim.errors import ConfigError
 
 Layout = torch.memory_format
@@ -47,10 +48,12 @@ class Convolution:
         """Pad images [batch, in_channels, h, w]; the channels of the result lie side by side in memory.
 
         Raises:
-            ConfigError: another number of channels, or an image smaller than the kernel.
+            ConfigError: another number of channels, integers, or an image smaller than the kernel.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ConfigError(f"input has shape {tuple(x.shape)}; expected [batch, {self.in_channels}, h, w]")
+        if not x.is_floating_point():
+            raise ConfigError(f"input has type {x.dtype}; a crossbar takes floating point")
         if self.padding_mode == "constant":
             padded = _zero_padded(x, self.padding)
         else:
@@ -190,6 +193,14 @@ def _zero_padded(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
     frame = x.new_zeros(batch, height + top + bottom, width + left + right, channels)
     frame[:, top : top + height, left : left + width] = x.permute(0, 2, 3, 1)
     return frame.permute(0, 3, 1, 2)
+
+
+def _read_band(band: Tensor, read: Reader | None, crossbar: Crossbar) -> Tensor:
+    """Outputs [groups, vectors, out / groups] for some patches."""
+    if read is None and crossbar.config.read_mode == "output":
+        return crossbar.read_driven(drive_patches(band.to(torch.float32), crossbar.config))
+    vectors = band.permute(3, 0, 1, 2, 4, 5, 6).reshape(band.shape[3], -1, crossbar.in_features)
+    return (read or Crossbar.matmul)(crossbar, vectors)
 
 
 def layout_of(x: Tensor) -> Layout:

@@ -14,11 +14,11 @@ from torch import Generator, Tensor
 
 from nvcim.crossbar.calibration import CalibrationMethod, calibrated_ranges
 from nvcim.crossbar.cell_reads import read_every_cell
-from nvcim.crossbar.converters import make_adc
+from nvcim.crossbar.converters import Driven, make_adc
 from nvcim.crossbar.mapping import quantize_symmetric
 from nvcim.crossbar.network import make_network, read_method
 from nvcim.crossbar.programming import Cells, Writing, remapped, write_cells
-from nvcim.crossbar.reading import Counts, ReadPlan, read_array
+from nvcim.crossbar.reading import Counts, ReadPlan, read_array, read_driven
 from nvcim.crossbar.remapping import place_shapes
 from nvcim.crossbar.settings import CrossbarConfig
 from nvcim.crossbar.written import Written, write_arrays
@@ -235,6 +235,25 @@ class Crossbar:
             y = read_array(vectors, plan, self.config, self._read_keys, self._reads, self.counts)
         self._reads = self._reads + vectors.shape[1]
         return y.reshape(*self._devices, *y.shape[-2:]).to(x.dtype)
+
+    @torch.no_grad()
+    def read_driven(self, driven: Driven) -> Tensor:
+        """`matmul` of vectors that were driven before (`patches.drive_patches`).
+
+        Args:
+            driven: its `x` is [devices or 1, vectors, in_features], devices flattened.
+
+        Returns:
+            [*devices, vectors, out_features], float32.
+
+        Raises:
+            ConfigError: ADCs that wait for `calibrate`, or noisy reads per cell, which drive vector by vector.
+        """
+        if self.config.read_mode == "cell" and self.config.noisy:
+            raise ConfigError("read_mode cell drives vectors itself: use matmul")
+        y = read_driven(driven, self._read_plan(), self.config, self._read_keys, self._reads, self.counts)
+        self._reads = self._reads + driven.x.shape[1]
+        return y.reshape(*self._devices, *y.shape[-2:])
 
     @torch.no_grad()
     def read_weight(self) -> Tensor:

@@ -684,3 +684,47 @@ extern "C" int64_t nvcim_product_read(const product_args *p) {
     if (p->read.noise_row) return adc ? product_all<UNIFORM, true>(*p) : product_all<UNIFORM, false>(*p);
     return adc ? product_all<QUIET, true>(*p) : product_all<QUIET, false>(*p);
 }
+
+struct patch_args {
+    const float *image;
+    float *driven;     /* [groups, vectors, size] */
+    float *full_scale; /* [groups, vectors]: given, or set */
+    float *squares;    /* [groups, vectors, tiles] */
+    int64_t shape[7];  /* images, rows, columns, groups, kernel rows, kernel columns, channels */
+    int64_t stride[7]; /* of the patches in the image; the last one is 1 */
+    int64_t tile_rows;
+    float top;
+    int32_t given, threads;
+};
+
+static void gather_patch(const patch_args &a, const float *from, float *to) {
+    int64_t columns = a.shape[5], run = a.shape[6];
+    if (a.stride[5] == run) run *= columns, columns = 1; /* neighbouring pixels lie side by side */
+    for (int64_t row = 0; row < a.shape[4]; row++)
+        for (int64_t column = 0; column < columns; column++, to += run) {
+            const float *start = from + row * a.stride[4] + column * a.stride[5];
+            int64_t i = 0;
+            for (; i + LANES <= run; i += LANES) store(to + i, load(start + i, LANES), LANES);
+            for (; i < run; i++) to[i] = start[i];
+        }
+}
+
+/* Patches of images as a DAC drives them: nvcim_drive of what gather_patch finds. */
+extern "C" int64_t nvcim_patches(const patch_args *args) {
+    const patch_args a = *args;
+    int64_t per_image = a.shape[1] * a.shape[2], vectors = a.shape[0] * per_image, clipped = 0;
+    int64_t size = a.shape[4] * a.shape[5] * a.shape[6], tiles = (size + a.tile_rows - 1) / a.tile_rows;
+#pragma omp parallel for num_threads(a.threads) schedule(static) reduction(+ : clipped)
+    for (int64_t vector = 0; vector < vectors; vector++) {
+        const float *position = a.image + vector / per_image * a.stride[0] +
+                                vector % per_image / a.shape[2] * a.stride[1] + vector % a.shape[2] * a.stride[2];
+        for (int64_t group = 0; group < a.shape[3]; group++) {
+            int64_t at = group * vectors + vector;
+            float *to = a.driven + at * size;
+            gather_patch(a, position + group * a.stride[3], to);
+            clipped += (a.given ? drive_one<true> : drive_one<false>)(to, size, a.tile_rows, a.top, a.full_scale + at, to,
+                                                                      a.squares + at * tiles);
+        }
+    }
+    return clipped;
+}

@@ -86,6 +86,20 @@ class ProgramArguments(ctypes.Structure):
     )
 
 
+class PatchArguments(ctypes.Structure):
+    """`patch_args` of kernel.cpp, which documents the fields."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("image", "driven", "full_scale", "squares")),
+        ("shape", _INT64 * 7),
+        ("stride", _INT64 * 7),
+        ("tile_rows", _INT64),
+        ("top", _FLOAT),
+        ("given", _INT32),
+        ("threads", _INT32),
+    )
+
+
 def fill(structure: ctypes.Structure, values: Mapping[str, Tensor | int | float | bool | None]) -> None:
     """Set the fields of an argument structure; tensors by address, so the caller keeps them alive."""
     for name, value in values.items():
@@ -184,4 +198,6 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.nvcim_product_read.restype = _INT64
     library.nvcim_program.argtypes = (ctypes.POINTER(ProgramArguments),)
     library.nvcim_program.restype = None
+    library.nvcim_patches.argtypes = (ctypes.POINTER(PatchArguments),)
+    library.nvcim_patches.restype = _INT64
     return library

@@ -99,13 +99,20 @@ def read_array(
     Returns:
         [devices, vectors, out], float32.
     """
-    driven = drive(x, config)
+    return read_driven(drive(x, config), plan, config, keys, first, counts)
+
+
+def read_driven(
+    driven: Driven, plan: ReadPlan, config: CrossbarConfig, keys: Tensor, first: Tensor, counts: Counts
+) -> Tensor:
+    """`read_array` of vectors that were driven before; `driven.x` is [devices or 1, vectors, in]."""
     counts.dac_clipped += driven.clipped
+    count = driven.x.shape[1]
     if plan.adc is None and plan.network is None and not plan.noisy and config.input_coding == "analog":
         return _without_pedestal(driven.x @ _whole(plan), driven, plan)
-    y = torch.empty(plan.weight.shape[0], x.shape[1], plan.weight.shape[-1], device=x.device)
+    y = torch.empty(plan.weight.shape[0], count, plan.weight.shape[-1], device=driven.x.device)
     for one in _passes(driven, plan, config):
-        for devices, vectors in _chunks(plan, x.shape[1], config.rows):
+        for devices, vectors in _chunks(plan, count, config.rows):
             counts.adc_clipped += _read(one, devices, vectors, y, plan, config, keys, first)
         counts.adc_reads += 0 if plan.adc is None else y.numel() * one.norms.shape[-1]
     if config.input_coding == "bit_serial":
