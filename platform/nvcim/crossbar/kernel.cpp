@@ -391,23 +391,31 @@ static void program_block(const program_args &a, int64_t device, int64_t block, 
             for (int i = 0; i < LANES; i++) scales[part][i] = scale[(at + i) % a.outputs];
         codes[part] = load_integers(a.integers + device * a.stride_device + at, left);
     }
-    for (int side = 0; side < a.sides; side++)
-        for (int64_t s = 0; s < a.slices; s++) {
+    vf bare_g = splat(a.conductance[0]), bare_sigma = splat(a.sigma[0]);
+    for (int64_t s = 0; s < a.slices; s++) {
+        /* A differential weight is on one side only: its magnitude is looked up once, the other side is at level 0. */
+        vf g[4], sigma[4];
+        for (int part = 0; part < 4; part++) {
+            vi value = a.sides == 2 ? (codes[part] < 0 ? -codes[part] : codes[part]) : codes[part] + a.offset;
+            vi level = (((value << a.spare) >> a.shift[s]) & a.mask[s]) * a.stride[s];
+            g[part] = look_up(a.conductance, a.levels, conductances, level);
+            if (a.noisy) sigma[part] = look_up(a.sigma, a.levels, sigmas, level);
+        }
+        for (int side = 0; side < a.sides; side++) {
+            float factor = side ? -a.factor[s] : a.factor[s];
             vf z[4];
             if (a.noisy)
                 normal_block(a.keys[device], (uint32_t)block, a.purpose + (uint32_t)(side * a.slices + s),
                              (uint64_t)a.write[device], z);
             for (int part = 0; part < 4; part++) {
-                vi magnitude = (side ? -codes[part] : codes[part]) + a.offset;
-                magnitude = magnitude > 0 ? magnitude : vi{};
-                vi level = (((magnitude << a.spare) >> a.shift[s]) & a.mask[s]) * a.stride[s];
-                vf g = look_up(a.conductance, a.levels, conductances, level);
-                if (a.noisy) g = g + look_up(a.sigma, a.levels, sigmas, level) * z[part];
-                float factor = side ? -a.factor[s] : a.factor[s];
-                total[part] = total[part] + g * factor;
-                if (a.squares) squares[part] = squares[part] + g * g * (factor * factor);
+                vi here = a.sides == 1 ? codes[part] == codes[part] : side ? codes[part] < 0 : codes[part] > 0;
+                vf reached = here ? g[part] : bare_g;
+                if (a.noisy) reached = reached + (here ? sigma[part] : bare_sigma) * z[part];
+                total[part] = total[part] + reached * factor;
+                if (a.squares) squares[part] = squares[part] + reached * reached * (factor * factor);
             }
         }
+    }
     for (int part = 0; part < 4; part++) {
         int64_t at = start + part * LANES, left = a.cells - at;
         if (left <= 0) break;

@@ -248,8 +248,8 @@ def _plain_collapsed(
     nominal, width = (table.to(writing.integers.device) for table in tables)
     total = torch.zeros(writing.integers.shape, device=nominal.device)
     summed = torch.zeros_like(total) if squares else None
-    for side, sign in enumerate(mapping.signs):
-        for index, piece in enumerate(mapping.slices):
+    for index, piece in enumerate(mapping.slices):
+        for side, sign in enumerate(mapping.signs):
             levels = mapping.levels(writing.integers.int(), side, index)
             conductance = nominal[levels]
             if config.sigma > 0:
