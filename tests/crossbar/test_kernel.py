@@ -56,6 +56,15 @@ def test_compiled_normals_equal_plain_ones_to_the_bit(plain, count: int, indices
     assert torch.equal(compiled, plain(counter_rng.normals, keys, 3, first, count, indices))
 
 
+@pytest.mark.parametrize("count", [1, 64, 1000])
+def test_compiled_uniforms_equal_plain_ones_to_the_bit(plain, count: int) -> None:
+    keys, index = torch.tensor([5, 2**62 + 12345, 0]), torch.tensor([0, 2**40, 2**33 - 1])
+    compiled = counter_rng.uniforms(keys, 3, index, count)
+    assert torch.equal(compiled, plain(counter_rng.uniforms, keys, 3, index, count))
+    assert bool((compiled >= 0).all())
+    assert bool((compiled < 1).all())
+
+
 def test_a_number_depends_on_its_place_only() -> None:
     keys = torch.tensor([9, 11])
     whole = counter_rng.normals(keys, 1, torch.tensor([4, 4]), 200, 6)

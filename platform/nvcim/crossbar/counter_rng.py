@@ -45,9 +45,17 @@ def normals(keys: Tensor, purpose: int, index: Tensor, count: int, indices: int 
 
 
 def uniforms(keys: Tensor, purpose: int, index: Tensor, count: int) -> Tensor:
-    """Uniform numbers in [0, 1]: [devices, count]; the normal distribution's value at `normals`."""
-    drawn: Tensor = torch.erfc(normals(keys, purpose, index, count)[:, 0] * -(0.5**0.5))
-    return drawn * 0.5
+    """Uniform numbers in [0, 1), multiples of 2**-24: [devices, count], float32; arguments as `normals`."""
+    library = kernel_for(keys)
+    if library is None:
+        words = torch.stack(_words(keys, purpose, index, count, 1), dim=-2).reshape(len(keys), -1)
+        return (words[:, :count] >> 8).float() * 2.0**-24
+    out = torch.empty(len(keys), count)
+    keys, index = keys.contiguous(), index.contiguous()
+    library.nvcim_uniforms(
+        keys.data_ptr(), len(keys), purpose, index.data_ptr(), count, out.data_ptr(), torch.get_num_threads()
+    )
+    return out
 
 
 def philox(counter: tuple[Tensor, ...], key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -63,13 +71,18 @@ def philox(counter: tuple[Tensor, ...], key: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _plain_normals(keys: Tensor, purpose: int, index: Tensor, count: int, indices: int) -> Tensor:
+    words = _words(keys, purpose, index, count, indices)
+    drawn = torch.stack([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])], dim=-2)
+    return drawn.reshape(len(keys), indices, -1)[..., :count].contiguous()
+
+
+def _words(keys: Tensor, purpose: int, index: Tensor, count: int, indices: int) -> tuple[Tensor, ...]:
+    """The four words of every counter: each [devices, indices, blocks, 16]."""
     blocks = -(-count // BLOCK)
     position = torch.arange(blocks * _LANES, device=keys.device).reshape(1, 1, blocks, _LANES)
     at = (index[:, None] + torch.arange(indices, device=keys.device)).reshape(len(keys), indices, 1, 1)
     stream = torch.full_like(at, purpose)
-    words = philox((position, stream, at & _LOW, (at >> 32) & _LOW), keys.reshape(-1, 1, 1, 1))
-    drawn = torch.stack([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])], dim=-2)
-    return drawn.reshape(len(keys), indices, blocks * BLOCK)[..., :count].contiguous()
+    return philox((position, stream, at & _LOW, (at >> 32) & _LOW), keys.reshape(-1, 1, 1, 1))
 
 
 def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

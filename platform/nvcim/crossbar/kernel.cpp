@@ -150,6 +150,22 @@ extern "C" void nvcim_normals(const uint64_t *keys, int64_t n_keys, uint32_t pur
     }
 }
 
+/* out [keys, count]: the words' upper 24 bits as fractions, in the same order as normals. */
+extern "C" void nvcim_uniforms(const uint64_t *keys, int64_t n_keys, uint32_t purpose, const int64_t *index, int64_t count,
+                               float *out, int threads) {
+    int64_t blocks = (count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t job = 0; job < n_keys * blocks; job++) {
+        int64_t key = job / blocks, block = job % blocks, left = count - block * BLOCK;
+        vu words[4];
+        vf values[4];
+        philox(keys[key], (uint32_t)(block * LANES), purpose, (uint32_t)index[key], (uint32_t)((uint64_t)index[key] >> 32),
+               words);
+        for (int i = 0; i < 4; i++) values[i] = to_float(words[i] >> 8) * 0x1p-24f;
+        memcpy(out + key * count + block * BLOCK, values, 4 * (size_t)(left < BLOCK ? left : BLOCK));
+    }
+}
+
 /* Inlined where `count` is LANES, the branch and the call of memcpy vanish. */
 static inline __attribute__((always_inline)) vf load(const float *from, int64_t count) {
     vf r = {};

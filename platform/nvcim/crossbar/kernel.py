@@ -182,6 +182,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         _POINTER, _INT64, _UINT32, _POINTER, _INT64, _INT64, _POINTER, _INT32,
     )  # fmt: skip
     library.nvcim_normals.restype = None
+    library.nvcim_uniforms.argtypes = (_POINTER, _INT64, _UINT32, _POINTER, _INT64, _POINTER, _INT32)
+    library.nvcim_uniforms.restype = None
     library.nvcim_drive.argtypes = (
         _POINTER, _INT64, _INT64, _INT64, _FLOAT, _INT32, _POINTER, _POINTER, _POINTER, _INT32,
     )  # fmt: skip

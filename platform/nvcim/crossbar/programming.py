@@ -111,7 +111,16 @@ def write_cells(writing: Writing, config: CrossbarConfig) -> Cells:
     stuck = _stuck(writing.keys, levels.shape, config)
     if stuck is not None and writing.places is not None:
         stuck = seen_by_weights(stuck, writing.places, config)
-    return Cells(levels, conductance if stuck is None else with_stuck(conductance, stuck), stuck, pulses)
+    if stuck is None:
+        return Cells(levels, conductance, None, pulses)
+    conductance = with_stuck(conductance, stuck)
+    if pulses is not None and writing.verified is not None:
+        # No pulse moves a stuck cell: it passes at once where it is stuck at its level, else it has them all.
+        tolerance = config.programming.tolerance / (cell.levels - 1)
+        missed = (conductance - nominal[levels]).abs() > tolerance
+        tried = 1 + missed.to(torch.uint8) * (config.programming.max_pulses - 1)
+        pulses = torch.where((stuck != 0) & writing.verified[:, None], tried, pulses)
+    return Cells(levels, conductance, stuck, pulses)
 
 
 def _pulse(writing: Writing, plane: int, pulse: int) -> Tensor:
