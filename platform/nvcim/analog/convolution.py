@@ -21,7 +21,7 @@ from nvcim.errors import ConfigError
 
 Layout = torch.memory_format
 
-# Patch elements gathered at once (2 MiB of float32): they stay in the cache until the tiles have read them.
+# Patch elements gathered at once per thread (2 MiB of float32): they stay in its cache until the tiles have read them.
 _PATCH_ELEMENTS = 2**19
 
 
@@ -125,10 +125,7 @@ def read_convolution(
     patches = shape.patches(padded)
     for images, rows in _bands(patches):
         band = patches[images, rows]
-        vectors = band.permute(3, 0, 1, 2, 4, 5, 6).reshape(groups, -1, crossbar.in_features)
-        y = torch.unflatten((read or Crossbar.matmul)(crossbar, vectors), 1, band.shape[:3]).permute(
-            1, 0, 4, 2, 3
-        )
+        y = torch.unflatten(_read_band(band, read, crossbar), 1, band.shape[:3]).permute(1, 0, 4, 2, 3)
         to = grouped[images, :, :, rows]
         to.copy_(y) if added is None else torch.add(y, added, out=to)
     return result
@@ -213,7 +210,7 @@ def _bands(patches: Tensor) -> Iterator[tuple[slice, slice]]:
     """Images and rows of them that are gathered at once: whole images, or some rows of one."""
     batch, height = patches.shape[:2]
     per_row = patches[0, 0].numel() if batch else 1
-    some = max(1, _PATCH_ELEMENTS // per_row)
+    some = max(1, _PATCH_ELEMENTS * torch.get_num_threads() // per_row)
     images, rows = (some // height, height) if some >= height else (1, some)
     for image in range(0, batch, images):
         for row in range(0, height, rows):
