@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nvcim.crossbar.counter_rng import BLOCK, normals, square_root
 from nvcim.crossbar.kernel import ProductArguments, ReadArguments, fill, kernel_for
+from nvcim.crossbar.streams import MAX_CYCLES
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -32,6 +33,13 @@ class Converters(NamedTuple):
     top: float
     alpha: float
 
+    def of_group(self, group: int, alpha: float) -> "Converters":
+        """One group of converters whose columns are [devices, groups, row tiles, out]; `alpha` is the group's own."""
+        names = ("noise_col", "adc_col", "adc_gain", "adc_shift", "thresholds")
+        own = {name: getattr(self, name) for name in names}
+        chosen = {name: value[:, group].contiguous() for name, value in own.items() if value is not None}
+        return self._replace(**chosen, alpha=self.alpha * alpha)
+
 
 class Noise(NamedTuple):
     """Streams of the read noise: keys and number of the first read, [devices] int64 each."""
@@ -46,31 +54,37 @@ def multiply_and_convert(
     weight: Tensor,
     variance: Tensor | None,
     rows: int,
+    alphas: tuple[float, ...],
     converters: Converters,
     noise: Noise,
     y: Tensor,
     fresh: bool,
 ) -> int | None:
-    """Tile products and `convert` in one compiled pass; None, with nothing done, where that does not serve.
+    """Tile products and `convert` of all groups in one compiled pass; None, with nothing done, where that cannot serve.
 
     Args:
         inputs: [devices or 1, vectors, in].
-        weight, variance: [devices, in, out], float32 or bfloat16, each device's own contiguous.
+        weight, variance: [devices, groups, in, out], float32 or bfloat16, contiguous.
         rows: of a tile.
-        converters, noise, y, fresh: as `convert`.
+        alphas: what each group counts in the output, besides `converters.alpha`.
+        converters: as `convert`, but with a group dimension: by column [devices, groups, row tiles, out].
+        noise: of the first group; the next one's streams are MAX_CYCLES further.
+        y, fresh: as `convert`.
     """
     library = None if converters.thresholds is not None else kernel_for(weight)
     if library is None:
         return None
-    devices, size, columns = weight.shape
-    inputs = inputs.contiguous()
+    devices, groups, size, columns = weight.shape
+    inputs, worth = inputs.contiguous(), torch.tensor(alphas, dtype=torch.float32)
     arguments = ProductArguments()
     shape = (devices, -(-size // rows), inputs.shape[1], columns)
     kept = _fill_read(arguments.read, shape, converters, noise, y, fresh)
     fill(arguments, {"x": inputs, "weight": weight, "variance": variance, "inputs": size, "tile_rows": rows})
-    shared = inputs.shape[0] == 1
-    arguments.half = weight.dtype == torch.bfloat16
-    fill(arguments, {"x_device": 0 if shared else inputs.stride(0), "weight_device": weight.stride(0)})
+    fill(
+        arguments,
+        {"x_device": 0 if inputs.shape[0] == 1 else inputs.stride(0), "alphas": worth, "groups": groups},
+    )
+    fill(arguments, {"group_purpose": MAX_CYCLES, "half": weight.dtype == torch.bfloat16})
     clipped = int(library.nvcim_product_read(arguments))
     del kept
     return clipped

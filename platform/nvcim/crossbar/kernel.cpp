@@ -274,23 +274,39 @@ enum noise { QUIET, UNIFORM, BY_CELL };
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Noise, ADC and the sum over row tiles for up to 16 outputs: currents v of columns `at` on, which a vector's tile `row`
+/* What belongs to up to 16 columns. */
+struct periphery {
+    vf noise, gain, shift, step;
+};
+
+template <noise NOISE, bool ADC> INLINE periphery columns_at(const read_args &a, int64_t at, int64_t left) {
+    periphery c = {};
+    if (NOISE == UNIFORM) c.noise = load(a.noise_col + at, left);
+    if (ADC) {
+        c.gain = load(a.adc_gain + at, left);
+        c.step = load(a.adc_col + at, left);
+        if (a.adc_shift) c.shift = load(a.adc_shift + at, left);
+    }
+    return c;
+}
+
+/* Noise, ADC and the sum over row tiles for up to 16 outputs: currents v of columns c, which a vector's tile `row`
  * drives; spread is the sigma of BY_CELL noise, z standard normals. */
 template <noise NOISE, bool ADC>
-INLINE int64_t convert_lanes(const read_args &a, vf v, vf spread, vf z, int64_t row, int64_t at, float *out, bool first,
-                             int64_t left) {
+INLINE int64_t convert_lanes(const read_args &a, vf v, vf spread, vf z, int64_t row, const periphery &c, float *out,
+                             bool first, int64_t left) {
     int64_t clipped = 0;
-    if (NOISE == UNIFORM) v = v + load(a.noise_col + at, left) * a.noise_row[row] * z;
+    if (NOISE == UNIFORM) v = v + c.noise * a.noise_row[row] * z;
     if (NOISE == BY_CELL) v = v + spread * z;
     if (ADC) {
         float step = a.adc_row[row] < TINY ? TINY : a.adc_row[row];
-        vf code = v * load(a.adc_gain + at, left) * (1 / step);
-        if (a.adc_shift) code = code + load(a.adc_shift + at, left);
+        vf code = v * c.gain * (1 / step);
+        if (a.adc_shift) code = code + c.shift;
         code = vrint(code);
         vf held = vclamp(code, -a.top, a.top);
         vi over = (held != code) & (code == code); /* NaN is no saturation */
         clipped = count(over);
-        v = held * load(a.adc_col + at, left) * step;
+        v = held * c.step * step;
     }
     v = v * a.alpha;
     if (!first) v = load(out, left) + v;
@@ -303,8 +319,8 @@ INLINE int64_t read_lanes(const read_args &a, int64_t row, int64_t columns, cons
                           int64_t o, int64_t left) {
     vf spread = NOISE == BY_CELL ? vsqrt(load(a.variance + row * a.outputs + o, left)) : vf{};
     vf drawn = NOISE == QUIET ? vf{} : load(z + o, LANES);
-    return convert_lanes<NOISE, ADC>(a, load(a.part + row * a.outputs + o, left), spread, drawn, row, columns + o, out + o,
-                                     first, left);
+    return convert_lanes<NOISE, ADC>(a, load(a.part + row * a.outputs + o, left), spread, drawn, row,
+                                     columns_at<NOISE, ADC>(a, columns + o, left), out + o, first, left);
 }
 
 /* A vector's numbers lie tile by tile, each tile's outputs padded to whole blocks. */
@@ -513,9 +529,9 @@ extern "C" void nvcim_column_sums(const float *weight, int64_t devices, int64_t 
  * noise and ADC follow there and then, so no partial output ever reaches memory. Every output is summed in the order
  * of its inputs, whatever the shape, so a result does not depend on what it is computed together with. */
 
-#define ROWS 12
+#define ROWS 13
 #define WIDE (2 * LANES)
-#define BAND 144 /* vectors whose packed inputs stay in the second-level cache */
+#define BAND 260 /* vectors whose packed inputs stay in the second-level cache */
 
 static inline vf multiply_add(vf a, vf b, vf c) {
 #if defined(__AVX512F__)
@@ -569,21 +585,25 @@ static void pack_cells(const CELL *weight, int64_t outputs, int64_t rows, int64_
 struct product_args {
     read_args read;                 /* part and variance play no part */
     const float *x;                 /* [devices or 1, vectors, inputs], contiguous */
-    const void *weight;             /* [devices, inputs, outputs], float or bfloat16 */
+    const void *weight;             /* [devices, groups, inputs, outputs], float or bfloat16 */
     const void *variance;           /* like weight, or NULL */
     int64_t inputs, tile_rows;
-    int64_t x_device, weight_device; /* strides */
-    int32_t half;                    /* cells are bfloat16 */
+    int64_t x_device;               /* stride */
+    const float *alphas;            /* [groups], times read.alpha; the columns' numbers are [devices, groups, tiles, outputs] */
+    int64_t groups;
+    uint32_t group_purpose; /* from one group's stream to the next */
+    int32_t half;           /* cells are bfloat16 */
 };
 
 /* Ask for the cells that are packed next: they lie a whole row of the weight apart, where the hardware does not look. */
 template <typename CELL>
-static void prefetch_cells(const product_args &p, const CELL *weight, int64_t device, int64_t tile, int64_t column,
-                           int64_t last_column) {
-    if (++tile == p.read.tiles) tile = 0, column += BLOCK;
+static void prefetch_cells(const product_args &p, const CELL *weight, int64_t device, int64_t group, int64_t tile,
+                           int64_t column, int64_t last_column) {
+    if (++tile == p.read.tiles) tile = 0, group++;
+    if (group == p.groups) group = 0, column += BLOCK;
     if (column >= last_column) return;
     int64_t start = tile * p.tile_rows, rows = p.inputs - start < p.tile_rows ? p.inputs - start : p.tile_rows;
-    const CELL *from = weight + device * p.weight_device + start * p.read.outputs + column;
+    const CELL *from = weight + ((device * p.groups + group) * p.inputs + start) * p.read.outputs + column;
     for (int64_t k = 0; k < rows; k++, from += p.read.outputs)
         for (int64_t o = 0; o < BLOCK; o += LANES) __builtin_prefetch(from + o, 0, 2);
 }
@@ -592,7 +612,7 @@ INLINE void product(const float *inputs, const float *cells, int64_t rows, vf su
     for (int v = 0; v < ROWS; v++) sum[v][0] = sum[v][1] = vf{};
     for (int64_t k = 0; k < rows; k++) {
         vf low = load(cells + k * WIDE, LANES), high = load(cells + k * WIDE + LANES, LANES);
-#pragma GCC unroll 12
+#pragma GCC unroll 13
         for (int v = 0; v < ROWS; v++) {
             vf x = splat(inputs[k * ROWS + v]);
             sum[v][0] = multiply_add(x, low, sum[v][0]);
@@ -605,65 +625,75 @@ struct workspace {
     float *inputs, *squares, *cells, *spread, *normals, *out;
 };
 
+/* A tile's cells of one block of columns, for all vectors of a band: products, noise, ADC, added to w.out. */
+template <noise NOISE, bool ADC, typename CELL>
+static int64_t product_tile(const product_args &p, const read_args &a, int64_t device, int64_t group, int64_t tile,
+                            int64_t band, int64_t vectors, int64_t column, int64_t wide, bool first, const workspace &w) {
+    int64_t start = tile * p.tile_rows, rows = p.inputs - start < p.tile_rows ? p.inputs - start : p.tile_rows;
+    int64_t batches = (vectors + ROWS - 1) / ROWS, packed = start * batches * ROWS, clipped = 0;
+    if (NOISE != QUIET)
+        for (int64_t v = 0; v < vectors; v++)
+            normal_block(a.keys[device], (uint32_t)((tile * padded(a.outputs) + column) / BLOCK), a.purpose,
+                         (uint64_t)(a.first[device] + band + v), (vf *)(w.normals + v * BLOCK));
+    for (int64_t half = 0; half < wide; half += WIDE) {
+        int64_t at = column + half, count = wide - half < WIDE ? wide - half : WIDE;
+        int64_t cell = ((device * p.groups + group) * p.inputs + start) * a.outputs + at;
+        pack_cells((const CELL *)p.weight + cell, a.outputs, rows, count, w.cells);
+        if (NOISE == BY_CELL) pack_cells((const CELL *)p.variance + cell, a.outputs, rows, count, w.spread);
+        int64_t columns = ((device * p.groups + group) * a.tiles + tile) * a.outputs + at;
+        periphery own[2] = {};
+        for (int h = 0; h < 2 && h * LANES < count; h++)
+            own[h] = columns_at<NOISE, ADC>(a, columns + h * LANES, count - h * LANES);
+        for (int64_t batch = 0; batch < batches; batch++) {
+            vf sum[ROWS][2], spread[ROWS][2];
+            if (NOISE == BY_CELL) {
+                product(w.squares + packed + batch * rows * ROWS, w.spread, rows, sum);
+                for (int v = 0; v < ROWS; v++)
+                    for (int h = 0; h < 2; h++) spread[v][h] = vsqrt(sum[v][h]);
+            }
+            product(w.inputs + packed + batch * rows * ROWS, w.cells, rows, sum);
+            int64_t some = vectors - batch * ROWS < ROWS ? vectors - batch * ROWS : ROWS;
+            for (int64_t v = 0; v < some; v++) {
+                int64_t vector = batch * ROWS + v, row = (device * a.tiles + tile) * a.vectors + band + vector;
+                for (int h = 0; h < 2 && h * LANES < count; h++) {
+                    int64_t o = vector * BLOCK + half + h * LANES;
+                    vf z = NOISE == QUIET ? vf{} : load(w.normals + o, LANES);
+                    clipped += convert_lanes<NOISE, ADC>(a, sum[v][h], spread[v][h], z, row, own[h], w.out + o, first,
+                                                         count - h * LANES);
+                }
+            }
+        }
+    }
+    return clipped;
+}
+
 template <noise NOISE, bool ADC, typename CELL>
 static int64_t product_band(const product_args &p, int64_t device, int64_t band, int64_t first_column, int64_t last_column,
                             const workspace &w) {
-    const read_args &a = p.read;
-    const CELL *weight = (const CELL *)p.weight, *variance = (const CELL *)p.variance;
-    int64_t vectors = a.vectors - band < BAND ? a.vectors - band : BAND, clipped = 0;
-    int64_t groups = (vectors + ROWS - 1) / ROWS;
+    int64_t vectors = p.read.vectors - band < BAND ? p.read.vectors - band : BAND, clipped = 0;
     const float *x = p.x + device * p.x_device + band * p.inputs;
+    float *out = p.read.out + device * p.read.out_device + band * p.read.out_vector;
     pack_inputs(x, p.inputs, vectors, p.inputs, p.tile_rows, false, w.inputs);
     if (NOISE == BY_CELL) pack_inputs(x, p.inputs, vectors, p.inputs, p.tile_rows, true, w.squares);
     for (int64_t column = first_column; column < last_column; column += BLOCK) {
         int64_t wide = last_column - column < BLOCK ? last_column - column : BLOCK;
-        for (int64_t v = 0; a.accumulate && v < vectors; v++) {
-            const float *from = a.out + device * a.out_device + (band + v) * a.out_vector + column;
-            for (int64_t o = 0; o < wide; o += LANES) store(w.out + v * BLOCK + o, load(from + o, wide - o), LANES);
-        }
-        for (int64_t tile = 0; tile < a.tiles; tile++) {
-            int64_t start = tile * p.tile_rows, rows = p.inputs - start < p.tile_rows ? p.inputs - start : p.tile_rows;
-            int64_t packed = start * groups * ROWS;
-            prefetch_cells(p, weight, device, tile, column, last_column);
-            if (NOISE == BY_CELL) prefetch_cells(p, variance, device, tile, column, last_column);
-            if (NOISE != QUIET) {
-                for (int64_t v = 0; v < vectors; v++)
-                    normal_block(a.keys[device], (uint32_t)((tile * padded(a.outputs) + column) / BLOCK), a.purpose,
-                                 (uint64_t)(a.first[device] + band + v), (vf *)(w.normals + v * BLOCK));
-            }
-            for (int64_t half = 0; half < wide; half += WIDE) {
-                int64_t at = column + half, count = wide - half < WIDE ? wide - half : WIDE;
-                const CELL *from = weight + device * p.weight_device + start * a.outputs + at;
-                pack_cells(from, a.outputs, rows, count, w.cells);
-                if (NOISE == BY_CELL)
-                    pack_cells(variance + (from - weight), a.outputs, rows, count, w.spread);
-                int64_t columns = (device * a.tiles + tile) * a.outputs + at;
-                for (int64_t group = 0; group < groups; group++) {
-                    vf sum[ROWS][2], spread[ROWS][2];
-                    if (NOISE == BY_CELL) {
-                        product(w.squares + packed + group * rows * ROWS, w.spread, rows, sum);
-                        for (int v = 0; v < ROWS; v++)
-                            for (int h = 0; h < 2; h++) spread[v][h] = vsqrt(sum[v][h]);
-                    }
-                    product(w.inputs + packed + group * rows * ROWS, w.cells, rows, sum);
-                    int64_t some = vectors - group * ROWS < ROWS ? vectors - group * ROWS : ROWS;
-                    for (int64_t v = 0; v < some; v++) {
-                        int64_t vector = group * ROWS + v, row = (device * a.tiles + tile) * a.vectors + band + vector;
-                        for (int h = 0; h < 2 && h * LANES < count; h++) {
-                            int64_t o = vector * BLOCK + half + h * LANES;
-                            vf z = NOISE == QUIET ? vf{} : load(w.normals + o, LANES);
-                            clipped += convert_lanes<NOISE, ADC>(a, sum[v][h], spread[v][h], z, row, columns + h * LANES,
-                                                                 w.out + o, tile == 0 && !a.accumulate, count - h * LANES);
-                        }
-                    }
-                }
-            }
-        }
-        for (int64_t v = 0; v < vectors; v++) {
-            float *to = a.out + device * a.out_device + (band + v) * a.out_vector + column;
+        for (int64_t v = 0; p.read.accumulate && v < vectors; v++)
             for (int64_t o = 0; o < wide; o += LANES)
-                store(to + o, load(w.out + v * BLOCK + o, LANES), wide - o);
+                store(w.out + v * BLOCK + o, load(out + v * p.read.out_vector + column + o, wide - o), LANES);
+        for (int64_t group = 0; group < p.groups; group++) {
+            read_args own = p.read;
+            own.alpha *= p.alphas[group];
+            own.purpose += (uint32_t)group * p.group_purpose;
+            for (int64_t tile = 0; tile < own.tiles; tile++) {
+                prefetch_cells(p, (const CELL *)p.weight, device, group, tile, column, last_column);
+                if (NOISE == BY_CELL) prefetch_cells(p, (const CELL *)p.variance, device, group, tile, column, last_column);
+                bool first = tile == 0 && group == 0 && !own.accumulate;
+                clipped += product_tile<NOISE, ADC, CELL>(p, own, device, group, tile, band, vectors, column, wide, first, w);
+            }
         }
+        for (int64_t v = 0; v < vectors; v++)
+            for (int64_t o = 0; o < wide; o += LANES)
+                store(out + v * p.read.out_vector + column + o, load(w.out + v * BLOCK + o, LANES), wide - o);
     }
     return clipped;
 }

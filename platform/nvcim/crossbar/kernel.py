@@ -65,7 +65,10 @@ class ProductArguments(ctypes.Structure):
     _fields_ = (
         ("read", ReadArguments),
         *((name, _POINTER) for name in ("x", "weight", "variance")),
-        *((name, _INT64) for name in ("inputs", "tile_rows", "x_device", "weight_device")),
+        *((name, _INT64) for name in ("inputs", "tile_rows", "x_device")),
+        ("alphas", _POINTER),
+        ("groups", _INT64),
+        ("group_purpose", _UINT32),
         ("half", _INT32),
     )
 

@@ -111,10 +111,11 @@ def read_driven(
     if plan.adc is None and plan.network is None and not plan.noisy and config.input_coding == "analog":
         return _without_pedestal(driven.x @ _whole(plan), driven, plan)
     y = torch.empty(plan.weight.shape[0], count, plan.weight.shape[-1], device=driven.x.device)
-    for one in _passes(driven, plan, config):
+    for one in _passes(driven, config):
         for devices, vectors in _chunks(plan, count, config.rows):
             counts.adc_clipped += _read(one, devices, vectors, y, plan, config, keys, first)
-        counts.adc_reads += 0 if plan.adc is None else y.numel() * one.norms.shape[-1]
+        tiles = len(plan.alphas) * one.norms.shape[-1]
+        counts.adc_reads += 0 if plan.adc is None else y.numel() * tiles
     if config.input_coding == "bit_serial":
         assert config.dac_bits is not None  # the settings see to it
         y = y * (driven.full_scale / top_code(config.dac_bits)).clamp(min=_TINY)
@@ -122,51 +123,35 @@ def read_driven(
 
 
 class _Pass(NamedTuple):
-    """One drive of the word lines and one conversion: of a group of slices and, bit by bit, of an input cycle.
+    """One drive of the word lines, of whole inputs or of one bit of them.
 
     inputs: [devices or 1, vectors, in]. norms, rows: [devices or 1, vectors, row tiles], of the inputs and for
-    the ADCs' steps. full_scale: [devices or 1, vectors, 1], the input that the DAC's largest code drives. alpha: what a
-    code counts in the output.
+    the ADCs' steps. full_scale: [devices or 1, vectors, 1], the input that the DAC's largest code drives. worth: what
+    an input counts in the output. cycle: of the bits.
     """
 
     inputs: Tensor
     norms: Tensor
     rows: Tensor
     full_scale: Tensor
-    group: int
-    alpha: float
-    purpose: int
-    first: bool
+    worth: float
+    cycle: int
 
 
-def _passes(driven: Driven, plan: ReadPlan, config: CrossbarConfig) -> Iterator[_Pass]:
-    groups = range(plan.weight.shape[1])
+def _passes(driven: Driven, config: CrossbarConfig) -> Iterator[_Pass]:
+    by_norm = config.adc_scaling == "norm"
     if config.input_coding == "analog":
-        rows = driven.norms if config.adc_scaling == "norm" else driven.full_scale.expand_as(driven.norms)
-        for group in groups:
-            yield _Pass(
-                *(driven.x, driven.norms, rows, driven.full_scale, group),
-                *(plan.alphas[group], _purpose(group, 0), group == 0),
-            )
+        rows = driven.norms if by_norm else driven.full_scale.expand_as(driven.norms)
+        yield _Pass(driven.x, driven.norms, rows, driven.full_scale, 1.0, 0)
         return
     assert config.dac_bits is not None  # the settings see to it
     planes, _ = bit_planes(driven, config.dac_bits)
-    whole = torch.ones_like(driven.full_scale)
+    whole, top = torch.ones_like(driven.full_scale), config.dac_bits - 1
+    tiles = [part.sum(dim=-1) for part in torch.split(planes, config.rows, dim=-1)]
+    norms = square_root(torch.stack(tiles, dim=-1))
     for cycle, bits in enumerate(planes):
-        norms = square_root(
-            torch.stack([part.sum(dim=-1) for part in torch.split(bits, config.rows, dim=-1)], dim=-1)
-        )
-        rows = norms if config.adc_scaling == "norm" else torch.ones_like(norms)
-        worth = float(-(2**cycle) if cycle == config.dac_bits - 1 else 2**cycle)
-        for group in groups:
-            first = group == 0 and cycle == 0
-            yield _Pass(
-                bits, norms, rows, whole, group, plan.alphas[group] * worth, _purpose(group, cycle), first
-            )
-
-
-def _purpose(group: int, cycle: int) -> int:
-    return streams.READ + group * streams.MAX_CYCLES + cycle
+        rows = norms[cycle] if by_norm else torch.ones_like(norms[cycle])
+        yield _Pass(bits, norms[cycle], rows, whole, float(-(2**cycle) if cycle == top else 2**cycle), cycle)
 
 
 def _chunks(plan: ReadPlan, vectors: int, rows: int) -> Iterator[tuple[slice, slice]]:
@@ -192,22 +177,29 @@ def _read(
 ) -> int:
     """Read some vectors on some devices into y; returns how many outputs were clipped."""
     own = slice(None) if one.inputs.shape[0] == 1 else devices
-    inputs, weight, target = one.inputs[own, vectors], plan.weight[devices, one.group], y[devices, vectors]
-    variance = None if plan.variance is None else plan.variance[devices, one.group]
-    noise = Noise(keys[devices], first[devices] + vectors.start, one.purpose)
+    inputs, weight, target = one.inputs[own, vectors], plan.weight[devices], y[devices, vectors]
+    variance = None if plan.variance is None else plan.variance[devices]
+    noise = Noise(keys[devices], first[devices] + vectors.start, streams.READ + one.cycle)
     converters = _converters(one, own, devices, vectors, plan, config)
     if plan.network is None:
         clipped = multiply_and_convert(
-            inputs, weight, variance, config.rows, converters, noise, target, one.first
+            inputs, weight, variance, config.rows, plan.alphas, converters, noise, target, one.cycle == 0
         )
         if clipped is not None:
             return clipped
-        part = tile_products(inputs, weight, config.rows, 0)
-    else:
-        part = plan.network.products(inputs, one.full_scale[own, vectors], devices, one.group)
-    if variance is not None:
-        variance = tile_products(inputs.square(), variance, config.rows, 1)
-    return convert(part, variance, converters, noise, target, one.first)
+    clipped, squares = 0, None if variance is None else inputs.square()
+    for group, alpha in enumerate(plan.alphas):
+        if plan.network is None:
+            part = tile_products(inputs, weight[:, group], config.rows, 0)
+        else:
+            part = plan.network.products(inputs, one.full_scale[own, vectors], devices, group)
+        spread = None
+        if squares is not None and variance is not None:
+            spread = tile_products(squares, variance[:, group], config.rows, 1)
+        stream = noise._replace(purpose=noise.purpose + group * streams.MAX_CYCLES)
+        fresh = one.cycle == 0 and group == 0
+        clipped += convert(part, spread, converters.of_group(group, alpha), stream, target, fresh)
+    return clipped
 
 
 def _converters(
@@ -220,7 +212,7 @@ def _converters(
         return values[own, vectors].transpose(1, 2).expand(shape).contiguous()
 
     def by_column(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[devices, one.group].contiguous()
+        return None if values is None else values[devices].contiguous()
 
     uniform, adc = plan.uniform, plan.adc
     return Converters(
@@ -232,7 +224,7 @@ def _converters(
         adc_shift=None if adc is None else by_column(adc.shift),
         thresholds=None if adc is None else by_column(adc.thresholds),
         top=0.0 if config.adc_bits is None else float(top_code(config.adc_bits)),
-        alpha=one.alpha,
+        alpha=one.worth,
     )
 
 
@@ -241,14 +233,12 @@ def tile_currents(x: Tensor, plan: ReadPlan, config: CrossbarConfig) -> Iterator
 
     Input cycles of a bit-serial array come as more vectors. Without noise; for calibration.
     """
-    driven = drive(x, config)
-    passes = list(_passes(driven, plan, config))
+    passes = list(_passes(drive(x, config), config))
     for group in range(plan.weight.shape[1]):
         parts = []
         for one in passes:
-            if one.group == group:
-                row = one.rows.transpose(1, 2)[..., None].clamp(min=_TINY)
-                parts.append(tile_products(one.inputs, plan.weight[:, group], config.rows) / row)
+            row = one.rows.transpose(1, 2)[..., None].clamp(min=_TINY)
+            parts.append(tile_products(one.inputs, plan.weight[:, group], config.rows) / row)
         yield torch.cat(parts, dim=2)
 
 
