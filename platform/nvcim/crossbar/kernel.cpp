@@ -466,41 +466,46 @@ extern "C" void nvcim_program(const program_args *args) {
         program_block(a, job / blocks, job % blocks, conductances, sigmas);
 }
 
-/* Symmetric integers of one device's weights [inputs, outputs]; scale [outputs] is the largest magnitude / top, of each
- * column or of all. */
-static void quantize_one(const float *weight, int64_t inputs, int64_t outputs, float top, bool per_column, float *scale,
-                         int16_t *integers) {
-    memset(scale, 0, 4 * (size_t)outputs);
-    for (int64_t i = 0; i < inputs; i++)
-        for (int64_t o = 0; o < outputs; o += LANES) {
-            vf v = load(weight + i * outputs + o, outputs - o), held = load(scale + o, outputs - o);
-            v = v < 0.0f ? -v : v;
-            store(scale + o, v > held ? v : held, outputs - o);
-        }
-    if (!per_column) {
-        float largest = 0;
-        for (int64_t o = 0; o < outputs; o++) largest = scale[o] > largest ? scale[o] : largest;
-        for (int64_t o = 0; o < outputs; o++) scale[o] = largest;
+/* Symmetric integers of weights [devices, inputs, outputs]; scale [devices, outputs] is the largest magnitude / top, of
+ * each column or of all; largest [devices, parts, outputs] is scratch. Rows are shared out in `parts`. */
+extern "C" void nvcim_quantize(const float *weight, int64_t devices, int64_t inputs, int64_t outputs, float top,
+                               int32_t per_column, int64_t parts, float *largest, float *scale, int16_t *integers,
+                               int threads) {
+    int64_t each = (inputs + parts - 1) / parts;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t job = 0; job < devices * parts; job++) {
+        float *own = largest + job * outputs;
+        int64_t start = job % parts * each, stop = start + each < inputs ? start + each : inputs;
+        memset(own, 0, 4 * (size_t)outputs);
+        for (int64_t i = start; i < stop; i++)
+            for (int64_t o = 0; o < outputs; o += LANES) {
+                vf v = load(weight + (job / parts * inputs + i) * outputs + o, outputs - o), held = load(own + o, outputs - o);
+                v = v < 0.0f ? -v : v;
+                store(own + o, v > held ? v : held, outputs - o);
+            }
     }
-    for (int64_t o = 0; o < outputs; o++) scale[o] = scale[o] / top;
-    for (int64_t i = 0; i < inputs; i++)
+    for (int64_t device = 0; device < devices; device++) {
+        const float *own = largest + device * parts * outputs;
+        float *unit = scale + device * outputs, all = 0;
+        for (int64_t o = 0; o < outputs; o++) {
+            unit[o] = 0;
+            for (int64_t part = 0; part < parts; part++)
+                unit[o] = own[part * outputs + o] > unit[o] ? own[part * outputs + o] : unit[o];
+            all = unit[o] > all ? unit[o] : all;
+        }
+        for (int64_t o = 0; o < outputs; o++) unit[o] = (per_column ? unit[o] : all) / top;
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < devices * inputs; row++)
         for (int64_t o = 0; o < outputs; o += LANES) {
             int64_t left = outputs - o;
-            vf unit = load(scale + o, left);
-            vf ratio = load(weight + i * outputs + o, left) / unit;
+            vf unit = load(scale + row / inputs * outputs + o, left);
+            vf ratio = load(weight + row * outputs + o, left) / unit;
             ratio = unit > 0.0f ? ratio : splat(0);
             vi code = __builtin_convertvector(vclamp(vrint(ratio), -top, top), vi);
             vh narrow = __builtin_convertvector(code, vh);
-            memcpy(integers + i * outputs + o, &narrow, 2 * (size_t)(left < LANES ? left : LANES));
+            memcpy(integers + row * outputs + o, &narrow, 2 * (size_t)(left < LANES ? left : LANES));
         }
-}
-
-extern "C" void nvcim_quantize(const float *weight, int64_t devices, int64_t inputs, int64_t outputs, float top,
-                               int32_t per_column, float *scale, int16_t *integers, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (devices > 1)
-    for (int64_t device = 0; device < devices; device++)
-        quantize_one(weight + device * inputs * outputs, inputs, outputs, top, per_column, scale + device * outputs,
-                     integers + device * inputs * outputs);
 }
 
 /* Sums over the rows of every tile: squares (or magnitudes) of weights [devices, inputs, outputs] ->
@@ -542,19 +547,41 @@ static inline vf multiply_add(vf a, vf b, vf c) {
 #endif
 }
 
-/* x: [vectors][size], stride x_stride -> [tiles][groups of ROWS vectors][rows of a tile][ROWS], padded with 0. */
+/* r[i][j] <-> r[j][i], by swapping blocks of 1, 2, 4 and 8. */
+INLINE void transpose(vf r[LANES]) {
+#pragma GCC unroll 4
+    for (int d = 1; d < LANES; d *= 2) {
+        vi upper, lower;
+        for (int e = 0; e < LANES; e++) {
+            upper[e] = e & d ? LANES + e - d : e;
+            lower[e] = e & d ? LANES + e : e + d;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++)
+            if (!(i & d)) {
+                vf first = r[i], second = r[i + d];
+                r[i] = __builtin_shuffle(first, second, upper);
+                r[i + d] = __builtin_shuffle(first, second, lower);
+            }
+    }
+}
+
+/* x: [vectors][size], stride x_stride -> [tiles][groups of ROWS vectors][rows of a tile][ROWS], padded with 0.
+ * Whole vectors of lanes are stored, each over the end of the one before: `packed` holds LANES - ROWS more. */
 static void pack_inputs(const float *x, int64_t x_stride, int64_t vectors, int64_t size, int64_t tile_rows, bool square,
                         float *packed) {
     for (int64_t start = 0; start < size; start += tile_rows) {
         int64_t rows = size - start < tile_rows ? size - start : tile_rows;
         for (int64_t group = 0; group < vectors; group += ROWS) {
-            for (int64_t v = 0; v < ROWS; v++) {
-                const float *from = x + (group + v) * x_stride + start;
-                bool there = group + v < vectors;
-                for (int64_t k = 0; k < rows; k++) {
-                    float value = there ? from[k] : 0;
-                    packed[k * ROWS + v] = square ? value * value : value;
+            for (int64_t k = 0; k < rows; k += LANES) {
+                vf r[LANES] = {};
+                for (int64_t v = 0; v < ROWS && group + v < vectors; v++) {
+                    r[v] = load(x + (group + v) * x_stride + start + k, rows - k);
+                    if (square) r[v] = r[v] * r[v];
                 }
+                transpose(r);
+                int64_t some = rows - k < LANES ? rows - k : LANES;
+                for (int64_t i = 0; i < some; i++) store(packed + (k + i) * ROWS, r[i], LANES);
             }
             packed += rows * ROWS;
         }
@@ -706,7 +733,7 @@ template <noise NOISE, bool ADC> static int64_t product_all(const product_args p
     int64_t each = (blocks + shares - 1) / shares * BLOCK;
 #pragma omp parallel num_threads(a.threads) reduction(+ : clipped)
     {
-        size_t inputs = (size_t)(p.inputs * BAND * 4 + 63) / 64 * 64, cells = (size_t)(p.tile_rows * WIDE * 4);
+        size_t inputs = (size_t)((p.inputs * BAND + LANES) * 4 + 63) / 64 * 64, cells = (size_t)(p.tile_rows * WIDE * 4);
         workspace w;
         w.inputs = (float *)aligned_alloc(64, inputs);
         w.squares = NOISE == BY_CELL ? (float *)aligned_alloc(64, inputs) : NULL;

@@ -192,8 +192,9 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     )  # fmt: skip
     library.nvcim_drive.restype = _INT64
     library.nvcim_quantize.argtypes = (
-        _POINTER, _INT64, _INT64, _INT64, _FLOAT, _INT32, _POINTER, _POINTER, _INT32,
-    )  # fmt: skip
+        *(_POINTER, _INT64, _INT64, _INT64, _FLOAT, _INT32, _INT64),
+        *(_POINTER, _POINTER, _POINTER, _INT32),
+    )
     library.nvcim_quantize.restype = None
     library.nvcim_column_sums.argtypes = (_POINTER, *(_INT64,) * 4, _INT32, _POINTER, _INT32)
     library.nvcim_column_sums.restype = None

@@ -124,8 +124,11 @@ def quantize_symmetric(weight: Tensor, weight_bits: int, per_column: bool) -> tu
     weight = weight.contiguous()
     integers = torch.empty(weight.shape, dtype=torch.int16)
     scale = torch.empty(devices, 1, outputs)
+    threads = torch.get_num_threads()
+    parts = min(threads, inputs)
+    largest = torch.empty(devices, parts, outputs)
     library.nvcim_quantize(
-        weight.data_ptr(), devices, inputs, outputs, float(top), per_column, scale.data_ptr(), integers.data_ptr(),
-        torch.get_num_threads(),
-    )  # fmt: skip
+        *(weight.data_ptr(), devices, inputs, outputs, float(top), per_column, parts),
+        *(largest.data_ptr(), scale.data_ptr(), integers.data_ptr(), threads),
+    )
     return integers, scale
