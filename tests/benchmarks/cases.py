@@ -10,7 +10,8 @@ from torch import Generator, Tensor, nn
 
 from nvcim.analog import AnalogConv2d, AnalogLinear
 from nvcim.crossbar import Crossbar, CrossbarConfig
-from nvcim.crossbar.wires import Wires, effective_conductance
+from nvcim.crossbar.effective import effective_conductance
+from nvcim.crossbar.wires import Wires
 from tests.benchmarks.memory import MALLOC, peak_of_first_case
 from tests.benchmarks.timing import Result, alternate
 from tests.crossbar.nodal import nodal_effective

@@ -3,8 +3,9 @@ import torch
 
 from nvcim.config import parse_settings
 from nvcim.crossbar import nonlinear
+from nvcim.crossbar.effective import effective_conductance
 from nvcim.crossbar.nonlinear import SinhCell, rows_on, solve_currents
-from nvcim.crossbar.wires import Wires, effective_conductance
+from nvcim.crossbar.wires import Wires
 from nvcim.errors import ConfigError
 
 WIRES = Wires(r_word_ohm=5, r_bit_ohm=3, r_driver_ohm=100, r_sense_ohm=20)

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from nvcim.crossbar import Crossbar, CrossbarConfig
 from nvcim.crossbar.collapse import background
 from nvcim.crossbar.converters import make_adc
+from nvcim.crossbar.effective import effective_conductance
 from nvcim.crossbar.programming import stuck_map
 from nvcim.crossbar.remapping import Places, in_array, line_costs, seen_by_weights, tile_orders
-from nvcim.crossbar.wires import Wires, effective_conductance
+from nvcim.crossbar.wires import Wires
 from nvcim.errors import ConfigError
 
 WAYS = ["rows", "columns", "both"]

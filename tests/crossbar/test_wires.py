@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from nvcim.config import parse_settings
-from nvcim.crossbar.wires import CHUNK_CELLS, Wires, effective_conductance
+from nvcim.crossbar.effective import CHUNK_CELLS, effective_conductance
+from nvcim.crossbar.wires import Wires
 from nvcim.errors import ConfigError
 from tests.crossbar.nodal import nodal_effective
 

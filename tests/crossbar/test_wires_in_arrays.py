@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from nvcim.crossbar import Crossbar, CrossbarConfig
-from nvcim.crossbar.wires import Wires, effective_conductance
+from nvcim.crossbar.effective import effective_conductance
+from nvcim.crossbar.wires import Wires
 from nvcim.errors import ConfigError
 
 

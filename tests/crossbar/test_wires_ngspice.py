@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from nvcim.crossbar.effective import effective_conductance
 from nvcim.crossbar.nonlinear import SinhCell, rows_on, solve_currents
-from nvcim.crossbar.wires import Wires, effective_conductance
+from nvcim.crossbar.wires import Wires
 
 pytestmark = pytest.mark.skipif(shutil.which("ngspice") is None, reason="ngspice is not installed")
 

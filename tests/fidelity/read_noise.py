@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from nvcim.crossbar import Crossbar, CrossbarConfig
-from nvcim.crossbar.wires import Wires, effective_conductance
+from nvcim.crossbar.effective import effective_conductance
+from nvcim.crossbar.wires import Wires
 from nvcim.randomness import named_generator
 from tests.fidelity.tables import decimals, percent, table
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nvcim.crossbar.effective import effective_conductance
 from nvcim.crossbar.nonlinear import SinhCell, rows_on, solve_currents
-from nvcim.crossbar.wires import Wires, effective_conductance
+from nvcim.crossbar.wires import Wires
 from tests.crossbar.nodal import nodal_effective
 from tests.crossbar.test_wires_ngspice import LINEAR, netlist, ngspice
 from tests.fidelity.tables import decade, percent, table

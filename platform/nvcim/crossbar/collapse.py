@@ -14,11 +14,11 @@ from torch import Tensor
 
 from nvcim.crossbar import streams
 from nvcim.crossbar.counter_rng import normals
+from nvcim.crossbar.effective import effective_conductance
 from nvcim.crossbar.mapping import Mapping
 from nvcim.crossbar.programming import Cells, Writing, level_tables
 from nvcim.crossbar.remapping import in_array, seen_by_weights
 from nvcim.crossbar.settings import CrossbarConfig
-from nvcim.crossbar.wires import effective_conductance
 from nvcim.devices import CellDevice
 from nvcim.devices.ageing import drift_exponents, drifted, relaxed, retained
 from nvcim.devices.conductance import at_temperature, conductance_range
