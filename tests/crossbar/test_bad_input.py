@@ -7,6 +7,7 @@ import torch
 
 from nvcim.config import parse_settings
 from nvcim.crossbar import Crossbar, CrossbarConfig
+from nvcim.crossbar.converters import drive
 from nvcim.errors import ConfigError
 
 
@@ -324,3 +325,35 @@ def test_state_without_its_ranges_is_refused_unless_they_are_to_be_calibrated() 
     with pytest.raises(ConfigError, match=r"expected .*reach"):
         Crossbar.from_state(state, CrossbarConfig())
     assert Crossbar.from_state(state, CrossbarConfig(adc_scaling="calibrated")).shape == (8, 3)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16])
+def test_torchs_default_type_changes_nothing(kind: torch.dtype) -> None:
+    config = CrossbarConfig(read_noise=0.05, rows=8, accumulate="digital", input_coding="bit_serial")
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(20, 9, generator=generator), torch.randn(4, 20, generator=generator)
+    expected = Crossbar.program(weight, config, torch.Generator().manual_seed(1)).matmul(x)
+    torch.set_default_dtype(kind)
+    try:
+        found = Crossbar.program(weight, config, torch.Generator().manual_seed(1)).matmul(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
+def test_a_tile_far_larger_than_the_matrix_is_one_tile() -> None:
+    weight, x = torch.randn(20, 9, generator=torch.Generator().manual_seed(0)), torch.ones(3, 20)
+    small, huge = (
+        Crossbar.program(weight, CrossbarConfig(rows=rows, cols=rows), torch.Generator().manual_seed(1))
+        for rows in (20, 10**12)
+    )
+    assert torch.equal(small.matmul(x), huge.matmul(x))
+
+
+def test_driven_vectors_that_do_not_fit_are_refused() -> None:
+    crossbar = Crossbar.program(torch.ones(20, 9), CrossbarConfig(rows=64), torch.Generator().manual_seed(1))
+    for x in (torch.ones(1, 3, 19), torch.ones(2, 3, 20), torch.ones(1, 3, 20, dtype=torch.float64)):
+        with pytest.raises(
+            ConfigError, match=r"this crossbar takes \(1 or 1, vectors, 20\), float32, in 1 row tiles"
+        ):
+            crossbar.read_driven(drive(x, crossbar.config))

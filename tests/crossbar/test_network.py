@@ -128,3 +128,47 @@ def test_settings_that_exclude_each_other_are_refused(settings: dict[str, object
 def test_a_device_without_a_curve_is_refused() -> None:
     with pytest.raises(ConfigError, match="cell_current: device needs a cell with v0; FeFET2 has none"):
         programmed(cell_current="device", read_voltage_v=0.2).matmul(inputs())
+
+
+def sinh_cells(catalogue: Path, **fields: object) -> Crossbar:
+    own = {"device": "Sinh", "catalogue": catalogue, "cell_current": "device", "read_voltage_v": 0.5}
+    config = parse_settings({**BASE, "rows": 64, "cols": 32, **own, **fields}, CrossbarConfig, "test")
+    weight = torch.rand(64, 32, generator=torch.Generator().manual_seed(0))
+    return Crossbar.program(weight, config, torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("scaling", ["full", "norm", "calibrated"])
+def test_adc_ranges_know_what_non_linear_cells_conduct(catalogue: Path, scaling: str) -> None:
+    crossbar = sinh_cells(catalogue, adc_scaling=scaling)
+    x = torch.rand(50, 64, generator=torch.Generator().manual_seed(2))
+    if scaling == "calibrated":
+        crossbar.calibrate(x, percentile=100)
+    crossbar.matmul(x)
+    assert crossbar.counts.adc_reads == 50 * 32
+    assert crossbar.counts.adc_clipped == 0
+
+
+@pytest.mark.parametrize("noise", [{"read_noise": 0.05}, {"read_noise_floor": 0.05}])
+def test_statistics_of_read_noise_follow_the_current_of_non_linear_cells(
+    catalogue: Path, noise: dict[str, float]
+) -> None:
+    crossbar = sinh_cells(catalogue, **IDEAL, **noise)
+    x = torch.rand(1, 64, generator=torch.Generator().manual_seed(2))
+    unit = float(x.max()) / 0.5
+    current = torch.sinh(x / unit / 0.25) * 0.25 * unit
+    cells = crossbar.cells().conductance[0] + 1 / 99  # above zero siemens, in units of the range
+    scale = float(torch.rand(64, 32, generator=torch.Generator().manual_seed(0)).max()) / 3
+    spread = cells * noise["read_noise"] if "read_noise" in noise else torch.full_like(cells, 0.05)
+    sigma = (current.square() @ spread.square().sum(dim=0)).sqrt() * 3 * scale
+    found = crossbar.matmul(x.expand(20_000, 64)).std(dim=0)
+    # 32 sample deviations of 20,000 reads, each within 6 of its standard errors, 1 / sqrt(2 n)
+    assert bool(((found / sigma - 1).abs() < 6 / 40_000**0.5).all())
+
+
+def test_circuits_with_other_wires_are_not_stacked() -> None:
+    thick, thin = (
+        programmed(wires={"r_word_ohm": r, "r_bit_ohm": r}, gated_rows=True, device="RRAM4")
+        for r in (1.0, 100.0)
+    )
+    with pytest.raises(ConfigError, match="can be stacked only if their cells are alike"):
+        Crossbar.stack([thick, thin])

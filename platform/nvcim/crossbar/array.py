@@ -247,8 +247,18 @@ class Crossbar:
             [*devices, vectors, out_features], float32.
 
         Raises:
-            ConfigError: ADCs that wait for `calibrate`, or noisy reads per cell, which drive vector by vector.
+            ConfigError: vectors that do not fit, ADCs that wait for `calibrate`, or noisy reads per cell, which drive
+                vector by vector.
         """
+        count, tiles = prod(self._devices), -(-self.in_features // self.config.rows)
+        fits = (
+            driven.x.dim() == 3 and driven.x.shape[0] in (1, count) and driven.x.shape[-1] == self.in_features
+        )
+        if not fits or driven.norms.shape[-1] != tiles or driven.x.dtype != torch.float32:
+            raise ConfigError(
+                f"driven vectors have shape {tuple(driven.x.shape)} and type {driven.x.dtype}; this crossbar takes "
+                f"(1 or {count}, vectors, {self.in_features}), float32, in {tiles} row tiles"
+            )
         if self.config.read_mode == "cell" and self.config.noisy:
             raise ConfigError("read_mode cell drives vectors itself: use matmul")
         y = read_driven(driven, self._read_plan(), self.config, self._read_keys, self._reads, self.counts)

@@ -1,6 +1,6 @@
 """From bit-line currents to outputs: read noise, ADC, and the sum over row tiles, in one pass.
 
-Compiled on the CPU (kernel.cpp), in plain torch with the same arithmetic elsewhere.
+Compiled on the CPU (kernel.cpp), in plain torch elsewhere and where ADCs have code widths of their own.
 """
 
 from typing import NamedTuple
@@ -75,6 +75,7 @@ def multiply_and_convert(
     if library is None:
         return None
     devices, groups, size, columns = weight.shape
+    rows = min(rows, size)
     inputs, worth = inputs.contiguous(), torch.tensor(alphas, dtype=torch.float32)
     arguments = ProductArguments()
     shape = (devices, -(-size // rows), inputs.shape[1], columns)

@@ -7,8 +7,11 @@ vector (`row`) times one of the column (`col`):
     norm        |x_tile|_2        adc_range * max over the tile's columns of |w|_2 / top. By Cauchy and Schwarz no
                                   output exceeds that at adc_range 1 (read noise aside). The digital side, which
                                   knows the vector it drives, sets the gain.
-    full        DAC's full scale  adc_range * max over the tile's columns of sum |w| / top: nothing can clip
+    full        DAC's full scale  adc_range * max over the tile's columns of sum |w| / top: nothing clips but read noise
     calibrated  DAC's full scale  adc_range * what `Crossbar.calibrate` measured / top
+
+Non-linear cells raise the first two by what they conduct beyond Ohm's law at full scale. Ranges are those of the
+cells as written: ageing leaves them as they are.
 """
 
 from collections.abc import Sequence
@@ -179,7 +182,7 @@ def _column_sums(weight: Tensor, rows: int, squared: bool) -> Tensor:
         return torch.stack([(part.square() if squared else part.abs()).sum(dim=-2) for part in parts], dim=-2)
     devices, groups, inputs, outputs = weight.shape
     weight = weight.contiguous()
-    sums = torch.empty(devices, groups, -(-inputs // rows), outputs)
+    sums = torch.empty(devices, groups, -(-inputs // rows), outputs, dtype=torch.float32)
     library.nvcim_column_sums(
         weight.data_ptr(),
         devices * groups,

@@ -36,7 +36,7 @@ def normals(keys: Tensor, purpose: int, index: Tensor, count: int, indices: int 
     library = kernel_for(keys)
     if library is None:
         return _plain_normals(keys, purpose, index, count, indices)
-    out = torch.empty(len(keys), indices, count)
+    out = torch.empty(len(keys), indices, count, dtype=torch.float32)
     keys, index = keys.contiguous(), index.contiguous()
     library.nvcim_normals(
         keys.data_ptr(), len(keys), purpose, index.data_ptr(), indices, count, out.data_ptr(), torch.get_num_threads()
@@ -50,7 +50,7 @@ def uniforms(keys: Tensor, purpose: int, index: Tensor, count: int) -> Tensor:
     if library is None:
         words = torch.stack(_words(keys, purpose, index, count, 1), dim=-2).reshape(len(keys), -1)
         return (words[:, :count] >> 8).float() * 2.0**-24
-    out = torch.empty(len(keys), count)
+    out = torch.empty(len(keys), count, dtype=torch.float32)
     keys, index = keys.contiguous(), index.contiguous()
     library.nvcim_uniforms(
         keys.data_ptr(), len(keys), purpose, index.data_ptr(), count, out.data_ptr(), torch.get_num_threads()

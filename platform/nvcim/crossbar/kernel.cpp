@@ -1,6 +1,7 @@
-/* The crossbar's inner loops, compiled once per machine by kernel.py; counter_rng.py, reading.py and
- * programming.py hold the same arithmetic in plain torch, operation for operation, and are what this file is
- * tested against. Compiled without contraction of a*b+c, so that both round alike.
+/* The crossbar's inner loops, compiled once per machine by kernel.py; counter_rng.py, mapping.py, programming.py and
+ * conversion.py hold the same in plain torch and are what this file is tested against. Compiled without contraction of
+ * a*b+c, so that draws, writes and quantisation agree to the bit; products are fused and summed in the order of their
+ * inputs, so they differ from torch's by rounding.
  */
 #include <math.h>
 #include <stdint.h>

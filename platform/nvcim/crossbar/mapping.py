@@ -123,10 +123,10 @@ def quantize_symmetric(weight: Tensor, weight_bits: int, per_column: bool) -> tu
         return ratio.round().clamp(-top, top).to(torch.int16), scale
     weight = weight.contiguous()
     integers = torch.empty(weight.shape, dtype=torch.int16)
-    scale = torch.empty(devices, 1, outputs)
+    scale = torch.empty(devices, 1, outputs, dtype=torch.float32)
     threads = torch.get_num_threads()
     parts = min(threads, inputs)
-    largest = torch.empty(devices, parts, outputs)
+    largest = torch.empty(devices, parts, outputs, dtype=torch.float32)
     library.nvcim_quantize(
         *(weight.data_ptr(), devices, inputs, outputs, float(top), per_column, parts),
         *(largest.data_ptr(), scale.data_ptr(), integers.data_ptr(), threads),

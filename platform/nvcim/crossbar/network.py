@@ -6,6 +6,7 @@ solver: their current is the conductance times sinh of the input, so a read is a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import sinh
 
 import torch
 from torch import Tensor
@@ -58,10 +59,13 @@ class Network:
         """Put the devices of several networks, of one span and voltage, one after the other.
 
         Raises:
-            ConfigError: cells of other kinds.
+            ConfigError: cells of other kinds, or other wires.
         """
         first = members[0]
-        if any((one.span, one.v0, one.worth) != (first.span, first.v0, first.worth) for one in members):
+        if any(
+            (one.span, one.v0, one.worth, one.wires) != (first.span, first.v0, first.worth, first.wires)
+            for one in members
+        ):
             raise ConfigError(
                 "crossbars of non-linear or gated cells can be stacked only if their cells are alike"
             )
@@ -96,6 +100,16 @@ class Network:
                     currents = self._currents(siemens[:, plane, rows, columns], volts[..., rows])
                     part[:, tile, :, columns] += currents * worth
         return part * (self.scale[devices, None] * unit[:, None] / self.span)
+
+    def seen(self, inputs: Tensor, full_scale: Tensor) -> Tensor:
+        """What a change of conductance is multiplied by, in units of the inputs: them, or the cells' sinh of them.
+
+        Exact behind ideal wires. Arguments as `products`; returns a tensor like `inputs`.
+        """
+        if self.v0 is None:
+            return inputs
+        unit = full_scale.clamp(min=torch.finfo(torch.float32).tiny) / self.volts
+        return torch.sinh(inputs / unit / self.v0) * (self.v0 * unit)
 
     def _currents(self, siemens: Tensor, volts: Tensor) -> Tensor:
         """Sensed currents [devices, vectors, cols] of one array per device, [devices, rows, cols], for given volts."""
@@ -150,6 +164,14 @@ def make_network(writing: Writing, config: CrossbarConfig, elapsed_s: float) -> 
         rows=config.rows,
         cols=config.cols,
     )
+
+
+def largest_gain(config: CrossbarConfig) -> float:
+    """How much more than Ohm's law a cell conducts at the DAC's full scale: sinh(u) / u with u = V / v0; else 1."""
+    v0 = config.cell().v0
+    if config.cell_current == "linear" or v0 is None or config.read_voltage_v is None:
+        return 1.0
+    return sinh(config.read_voltage_v / v0) / (config.read_voltage_v / v0)
 
 
 def read_method(config: CrossbarConfig) -> str:

@@ -28,9 +28,9 @@ def drive_patches(patches: Tensor, config: CrossbarConfig) -> Driven:
     library = kernel_for(patches)
     if library is None or patches.stride(-1) != 1:
         return drive(patches.permute(3, 0, 1, 2, 4, 5, 6).reshape(groups, vectors, size), config)
-    driven = torch.empty(groups, vectors, size)
-    full_scale = torch.full((groups, vectors, 1), config.dac_full_scale or 0.0)
-    squares = torch.empty(groups, vectors, -(-size // config.rows))
+    driven = torch.empty(groups, vectors, size, dtype=torch.float32)
+    full_scale = torch.full((groups, vectors, 1), config.dac_full_scale or 0.0, dtype=torch.float32)
+    squares = torch.empty(groups, vectors, -(-size // config.rows), dtype=torch.float32)
     arguments = PatchArguments()
     fill(arguments, {"image": patches, "driven": driven, "full_scale": full_scale, "squares": squares})
     arguments.shape[:], arguments.stride[:] = patches.shape, patches.stride()

@@ -91,7 +91,8 @@ class Cells(NamedTuple):
 def level_tables(cell: CellDevice, config: CrossbarConfig) -> tuple[Tensor, Tensor]:
     """Nominal conductance and standard deviation of a write, both normalised: [levels] each, float32."""
     unit = 1.0 if config.sigma_unit == "full_range" else 1.0 / (cell.levels - 1)
-    return torch.tensor(cell.level_conductance), torch.tensor(cell.sigma_at(config.sigma * unit))
+    sigma = cell.sigma_at(config.sigma * unit)
+    return torch.tensor(cell.level_conductance, dtype=torch.float32), torch.tensor(sigma, dtype=torch.float32)
 
 
 def write_cells(writing: Writing, config: CrossbarConfig) -> Cells:
@@ -101,7 +102,7 @@ def write_cells(writing: Writing, config: CrossbarConfig) -> Cells:
     levels = torch.stack([mapping.levels(writing.integers.int(), *plane) for plane in planes], dim=1)
     where = levels.device
     nominal, width = (table.to(where) for table in level_tables(cell, config))
-    conductance = torch.empty(levels.shape, device=where)
+    conductance = torch.empty(levels.shape, dtype=torch.float32, device=where)
     pulses = None if writing.verified is None else torch.ones(levels.shape, dtype=torch.uint8, device=where)
     for plane in range(len(planes)):
         target, spread = nominal[levels[:, plane]], width[levels[:, plane]]
@@ -225,7 +226,7 @@ def write_collapsed(
     }
     factors = torch.tensor([piece.factor for piece in mapping.slices], dtype=torch.float32)
     devices, inputs, outputs = integers.shape
-    total = torch.empty(integers.shape)
+    total = torch.empty(integers.shape, dtype=torch.float32)
     result = Collapsed(total, torch.empty_like(total) if squares else None)
     arguments = ProgramArguments()
     fill(
@@ -242,7 +243,6 @@ def write_collapsed(
             "levels": len(nominal),
         },
     )
-    fill(arguments, {"outputs": outputs, "levels": len(nominal)})
     fill(arguments, {"slices": len(mapping.slices), "sides": len(mapping.signs), "offset": mapping.offset})
     fill(arguments, {"spare": mapping.spare, "noisy": config.sigma > 0})
     fill(arguments, {"purpose": streams.WRITE, "threads": torch.get_num_threads()})
@@ -255,7 +255,7 @@ def _plain_collapsed(
 ) -> Collapsed:
     """The same in plain torch; the order of the operations is that of kernel.cpp."""
     nominal, width = (table.to(writing.integers.device) for table in tables)
-    total = torch.zeros(writing.integers.shape, device=nominal.device)
+    total = torch.zeros(writing.integers.shape, dtype=torch.float32, device=nominal.device)
     summed = torch.zeros_like(total) if squares else None
     for index, piece in enumerate(mapping.slices):
         for side, sign in enumerate(mapping.signs):

@@ -2,8 +2,8 @@
 
     y_t = DAC(x)_t @ W_t + sqrt(x_t^2 @ V_t) * eps,     y = sum over row tiles of ADC_t(y_t)
 
-The products are matrix multiplications of whole stacks of tiles; what follows them is one pass, compiled where
-it can be (kernel.cpp) and in plain torch with the same arithmetic elsewhere.
+Where it can be, all of it is one compiled pass (`conversion.multiply_and_convert`); elsewhere the products are matrix
+multiplications of whole stacks of tiles, and plain torch does the rest.
 """
 
 import threading
@@ -109,9 +109,11 @@ def read_driven(
     counts.dac_clipped += driven.clipped
     count = driven.x.shape[1]
     if plan.adc is None and plan.network is None and not plan.noisy and config.input_coding == "analog":
-        return _without_pedestal(driven.x @ _whole(plan), driven, plan)
-    y = torch.empty(plan.weight.shape[0], count, plan.weight.shape[-1], device=driven.x.device)
-    for one in _passes(driven, config):
+        return _without_pedestal(_ideal_product(driven.x, _whole(plan)), driven, plan)
+    y = torch.empty(
+        plan.weight.shape[0], count, plan.weight.shape[-1], dtype=torch.float32, device=driven.x.device
+    )
+    for one in (step.through(plan.network, config.rows) for step in _passes(driven, config)):
         for devices, vectors in _chunks(plan, count, config.rows):
             counts.adc_clipped += _read(one, devices, vectors, y, plan, config, keys, first)
         tiles = len(plan.alphas) * one.norms.shape[-1]
@@ -125,33 +127,50 @@ def read_driven(
 class _Pass(NamedTuple):
     """One drive of the word lines, of whole inputs or of one bit of them.
 
-    inputs: [devices or 1, vectors, in]. norms, rows: [devices or 1, vectors, row tiles], of the inputs and for
-    the ADCs' steps. full_scale: [devices or 1, vectors, 1], the input that the DAC's largest code drives. worth: what
-    an input counts in the output. cycle: of the bits.
+    inputs: [devices or 1, vectors, in]. seen: like inputs, what read noise is multiplied by (`Network.seen`). norms,
+    rows: [devices or 1, vectors, row tiles], of what is seen and for the ADCs' steps. full_scale: [devices or 1,
+    vectors, 1], the input that the DAC's largest code drives. worth: what an input counts in the output. cycle: of
+    the bits.
     """
 
     inputs: Tensor
+    seen: Tensor
     norms: Tensor
     rows: Tensor
     full_scale: Tensor
     worth: float
     cycle: int
 
+    def through(self, network: Network | None, rows: int) -> "_Pass":
+        """The same, with what the cells of a network see."""
+        if network is None or network.v0 is None:
+            return self
+        seen = network.seen(self.inputs, self.full_scale)
+        return self._replace(seen=seen, norms=_tile_norms(seen, rows))
+
 
 def _passes(driven: Driven, config: CrossbarConfig) -> Iterator[_Pass]:
     by_norm = config.adc_scaling == "norm"
     if config.input_coding == "analog":
         rows = driven.norms if by_norm else driven.full_scale.expand_as(driven.norms)
-        yield _Pass(driven.x, driven.norms, rows, driven.full_scale, 1.0, 0)
+        yield _Pass(driven.x, driven.x, driven.norms, rows, driven.full_scale, 1.0, 0)
         return
     assert config.dac_bits is not None  # the settings see to it
     planes, _ = bit_planes(driven, config.dac_bits)
     whole, top = torch.ones_like(driven.full_scale), config.dac_bits - 1
-    tiles = [part.sum(dim=-1) for part in torch.split(planes, config.rows, dim=-1)]
-    norms = square_root(torch.stack(tiles, dim=-1))
+    norms = _tile_norms(planes, config.rows)
     for cycle, bits in enumerate(planes):
         rows = norms[cycle] if by_norm else torch.ones_like(norms[cycle])
-        yield _Pass(bits, norms[cycle], rows, whole, float(-(2**cycle) if cycle == top else 2**cycle), cycle)
+        yield _Pass(
+            bits, bits, norms[cycle], rows, whole, float(-(2**cycle) if cycle == top else 2**cycle), cycle
+        )
+
+
+def _tile_norms(x: Tensor, rows: int) -> Tensor:
+    """Euclidean norms of each row tile's inputs: [..., in] -> [..., row tiles]."""
+    return square_root(
+        torch.stack([part.square().sum(dim=-1) for part in torch.split(x, rows, dim=-1)], dim=-1)
+    )
 
 
 def _chunks(plan: ReadPlan, vectors: int, rows: int) -> Iterator[tuple[slice, slice]]:
@@ -187,7 +206,7 @@ def _read(
         )
         if clipped is not None:
             return clipped
-    clipped, squares = 0, None if variance is None else inputs.square()
+    clipped, squares = 0, None if variance is None else one.seen[own, vectors].square()
     for group, alpha in enumerate(plan.alphas):
         if plan.network is None:
             part = tile_products(inputs, weight[:, group], config.rows, 0)
@@ -238,7 +257,11 @@ def tile_currents(x: Tensor, plan: ReadPlan, config: CrossbarConfig) -> Iterator
         parts = []
         for one in passes:
             row = one.rows.transpose(1, 2)[..., None].clamp(min=_TINY)
-            parts.append(tile_products(one.inputs, plan.weight[:, group], config.rows) / row)
+            if plan.network is None:
+                part = tile_products(one.inputs, plan.weight[:, group], config.rows)
+            else:
+                part = plan.network.products(one.inputs, one.full_scale, slice(None), group)
+            parts.append(part / row)
         yield torch.cat(parts, dim=2)
 
 
@@ -255,9 +278,9 @@ _SCRATCH = _Scratch()
 def _memory(shape: tuple[int, ...], slot: int | None, device: torch.device) -> Tensor:
     size = prod(shape)
     if slot is None or device.type != "cpu" or size > _SCRATCH_ELEMENTS:
-        return torch.empty(shape, device=device)
+        return torch.empty(shape, dtype=torch.float32, device=device)
     if slot not in _SCRATCH.buffers or _SCRATCH.buffers[slot].numel() < size:
-        _SCRATCH.buffers[slot] = torch.empty(size)
+        _SCRATCH.buffers[slot] = torch.empty(size, dtype=torch.float32)
     return _SCRATCH.buffers[slot][:size].view(shape)
 
 
@@ -289,13 +312,24 @@ def tile_products(inputs: Tensor, weight: Tensor, rows: int, slot: int | None = 
     return part
 
 
+def _ideal_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [devices or 1, vectors, in] @ weight [devices, in, out]; compiled, summed in the order of the inputs."""
+    y = torch.empty(len(weight), x.shape[1], weight.shape[-1], dtype=torch.float32, device=x.device)
+    quiet = Noise(*(torch.zeros(len(weight), dtype=torch.int64, device=x.device),) * 2, streams.READ)
+    none = Converters(None, None, None, None, None, None, None, 0.0, 1.0)
+    done = multiply_and_convert(x, weight[:, None], None, weight.shape[1], (1.0,), none, quiet, y, True)
+    return x @ weight if done is None else y
+
+
 def _whole(plan: ReadPlan) -> Tensor:
     """Weights of all groups in one: [devices, in, out]."""
     if plan.weight.shape[1] == 1:
         whole = plan.weight[:, 0].float()
         return whole if plan.alphas == (1.0,) else whole * plan.alphas[0]
     return torch.einsum(
-        "dgio,g->dio", plan.weight.float(), torch.tensor(plan.alphas, device=plan.weight.device)
+        "dgio,g->dio",
+        plan.weight.float(),
+        torch.tensor(plan.alphas, dtype=torch.float32, device=plan.weight.device),
     )
 
 

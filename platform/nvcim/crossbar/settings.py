@@ -197,11 +197,14 @@ class CrossbarConfig(Settings):
         }
 
     def read_condition(self) -> ReadCondition | None:
-        """All read noise as one condition; None without any."""
+        """All read noise as one condition, at the cells' temperature where that is set; None without any."""
         if not self.noisy:
             return None
         base = self.read or ReadCondition()
-        return base.model_copy(update={"relative": self.read_noise, "full_range": self.read_noise_floor})
+        own: dict[str, object] = {"relative": self.read_noise, "full_range": self.read_noise_floor}
+        if self.temperature_k is not None:
+            own["temperature_k"] = self.temperature_k
+        return base.model_copy(update=own)
 
     def cell(self) -> CellDevice:
         """The device that `device` names, with the settings' conductances.

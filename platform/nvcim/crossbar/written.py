@@ -12,6 +12,7 @@ from torch import Tensor
 from nvcim.crossbar.collapse import Effective, aged, background, cell_variance, collapse
 from nvcim.crossbar.converters import full_scales, joined
 from nvcim.crossbar.mapping import Mapping
+from nvcim.crossbar.network import largest_gain
 from nvcim.crossbar.programming import Writing, write_cells, write_collapsed
 from nvcim.crossbar.remapping import in_array
 from nvcim.crossbar.settings import CrossbarConfig
@@ -56,7 +57,9 @@ class Written:
             total = self.weight[:, 0].float() * self.alphas[0]
         else:
             total = torch.einsum(
-                "dgio,g->dio", self.weight.float(), torch.tensor(self.alphas, device=self.weight.device)
+                "dgio,g->dio",
+                self.weight.float(),
+                torch.tensor(self.alphas, dtype=torch.float32, device=self.weight.device),
             )
         return total if self.pedestal is None else total - self.pedestal
 
@@ -117,7 +120,7 @@ def write_arrays(writing: Writing, config: CrossbarConfig, elapsed_s: float = 0.
     wear = torch.ones(1, 1, 1, 1) if pulses is None else pulses
     reach = None
     if config.adc_bits is not None and config.adc_scaling != "calibrated":
-        reach = full_scales(effective.weight, config)
+        reach = full_scales(effective.weight, config) * largest_gain(config)
     kept = torch.bfloat16 if config.storage == "bfloat16" else torch.float32
     return Written(
         weight=effective.weight.to(kept),
