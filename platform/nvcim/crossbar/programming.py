@@ -144,13 +144,19 @@ def _verify(
     """Write cells anew, in place, until each lies within the tolerance or has had its pulses."""
     assert writing.verified is not None
     tolerance = config.programming.tolerance / (config.cell().levels - 1)
+    reached, counts = conductance.reshape(-1).clone(), pulses.reshape(-1).clone()
+    missed = (((conductance - target).abs() > tolerance) & writing.verified).flatten().nonzero()[:, 0]
+    goal, width = target.flatten()[missed], spread.flatten()[missed]
     for pulse in range(1, config.programming.max_pulses):
-        missed = ((conductance - target).abs() > tolerance) & writing.verified
-        if not bool(missed.any()):
-            return
-        again = target + spread * _pulse(writing, plane, pulse)
-        conductance.copy_(torch.where(missed, again, conductance))
-        pulses.add_(missed)
+        if not len(missed):
+            break
+        again = goal + width * _pulse(writing, plane, pulse).flatten()[missed]
+        reached[missed] = again
+        counts[missed] += 1
+        still = (again - goal).abs() > tolerance
+        missed, goal, width = missed[still], goal[still], width[still]
+    conductance.copy_(reached.view_as(conductance))
+    pulses.copy_(counts.view_as(pulses))
 
 
 def remapped(writing: Writing, config: CrossbarConfig) -> Writing:

@@ -19,7 +19,7 @@ def conductance_range(cell: CellDevice) -> tuple[float, float]:
     if cell.g_min is None or cell.g_max is None:
         raise ConfigError(
             f"device {cell.name}: g_min and g_max are unknown, and this needs siemens; "
-            "give both in a catalogue of your own"
+            "give both in a catalogue of your own, or g_min_us and g_max_us in the settings of the crossbar"
         )
     return cell.g_min, cell.g_max
 
