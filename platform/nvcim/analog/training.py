@@ -6,6 +6,7 @@ Written anew at every forward, the cells carry a fresh write draw each time, whi
 (noise-aware). Written on request, one chip stays in the loop with the errors it has (hardware-aware).
 """
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ Writes = Literal["every_forward", "on_request"]
 """When the cells are written: at each forward in train(), or by `reprogram` alone."""
 
 
-class TrainableLayer(AnalogLayer):
+class TrainableLayer(AnalogLayer, ABC):
     """Cells and the digital layer whose weights they are written from.
 
     In eval() a forward reads the cells as they were last written: call `reprogram` after the last step.
@@ -40,13 +41,13 @@ class TrainableLayer(AnalogLayer):
         self.master = master
         self.writes = writes
 
+    @abstractmethod
     def matrix(self) -> Tensor:
         """The master weight in the crossbar's shape, differentiable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def deployed(self) -> AnalogLayer:
         """An inference layer on these cells as they were last written."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def reprogram(self) -> None:
