@@ -42,8 +42,8 @@ def causes_in(config: CrossbarConfig, age_s: float) -> tuple[str, ...]:
     cell = config.cell()
     present = {
         "variation": config.sigma > 0 and max(cell.level_sigma) > 0,
-        "stuck cells": bool(_own(config.stuck_on, cell.stuck_on) or _own(config.stuck_off, cell.stuck_off)),
-        "array spread": bool(_own(config.array_sigma, cell.array_sigma)),
+        "stuck cells": any(config.stuck_rates()),
+        "array spread": config.array_spread() > 0,
         "temperature": config.temperature_k is not None,
         "ageing": age_s > 0 and any((cell.drift, cell.retention, cell.relaxation)),
         "cell current": config.cell_current == "device",
@@ -53,10 +53,6 @@ def causes_in(config: CrossbarConfig, age_s: float) -> tuple[str, ...]:
         "ADC": config.adc_bits is not None,
     }
     return tuple(cause for cause in WITHOUT if present[cause])
-
-
-def _own(setting: float | None, device: float | None) -> float | None:
-    return device if setting is None else setting
 
 
 def with_only(config: CrossbarConfig, causes: Sequence[str]) -> CrossbarConfig:

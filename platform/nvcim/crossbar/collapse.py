@@ -129,9 +129,8 @@ def raised_conductance(
     Returns:
         Like `conductance` [devices, planes, in, out], and the factor that each cell's array has; None if all are alike.
     """
-    cell = config.cell()
-    raised = conductance + background(cell)
-    sigma = cell.array_sigma if config.array_sigma is None else config.array_sigma
+    raised = conductance + background(config.cell())
+    sigma = config.array_spread()
     if not sigma:
         return raised, None
     factor = _array_factors(writing.keys, raised.shape, config, sigma)

@@ -139,9 +139,7 @@ def _verified_variance(width: Tensor, tolerance: float, pulses: int) -> Tensor:
 
 def stuck_cells(nominal: Nominal) -> float:
     """Of cells that hold their highest or lowest conductance whatever is written."""
-    config, cell = nominal.config, nominal.config.cell()
-    on = (cell.stuck_on if config.stuck_on is None else config.stuck_on) or 0.0
-    off = (cell.stuck_off if config.stuck_off is None else config.stuck_off) or 0.0
+    on, off = nominal.config.stuck_rates()
     high, low = 1 - nominal.conductance, -nominal.conductance
     mean = on * high + off * low
     spread = on * high.square() + off * low.square() - mean.square()
@@ -152,14 +150,13 @@ def stuck_cells(nominal: Nominal) -> float:
 def array_spread(nominal: Nominal) -> float:
     """Of the factor that each array has on all its conductances."""
     config = nominal.config
-    own = config.cell().array_sigma if config.array_sigma is None else config.array_sigma
     weights = nominal.raised * nominal.worth
     parts = zip(
         torch.split(nominal.x.double(), config.rows, dim=1),
         torch.split(weights, config.rows, dim=1),
         strict=True,
     )
-    return (own or 0.0) ** 2 * sum(float((x @ w).square().sum()) for x, w in parts)
+    return config.array_spread() ** 2 * sum(float((x @ w).square().sum()) for x, w in parts)
 
 
 def dac(nominal: Nominal) -> float:

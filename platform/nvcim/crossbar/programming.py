@@ -177,12 +177,8 @@ def remapped(writing: Writing, config: CrossbarConfig) -> Writing:
 
 def _stuck(keys: Tensor, shape: torch.Size, config: CrossbarConfig) -> Tensor | None:
     """Stuck cells by place in the array, [devices, planes, in, out], or None if none can be."""
-    cell = config.cell()
-    on = cell.stuck_on if config.stuck_on is None else config.stuck_on
-    off = cell.stuck_off if config.stuck_off is None else config.stuck_off
-    if not on and not off:
-        return None
-    return stuck_map(keys, shape, on or 0.0, off or 0.0)
+    rates = config.stuck_rates()
+    return stuck_map(keys, shape, *rates) if any(rates) else None
 
 
 def stuck_map(keys: Tensor, shape: torch.Size, stuck_on: float, stuck_off: float) -> Tensor:

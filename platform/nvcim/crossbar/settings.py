@@ -233,6 +233,25 @@ class CrossbarConfig(Settings):
             )
         return cell.with_range(*given)
 
+    def stuck_rates(self) -> tuple[float, float]:
+        """Shares of cells stuck on and off: the settings', else the device's, else none.
+
+        Raises:
+            DeviceError, ConfigError: as `cell`.
+        """
+        cell = self.cell()
+        on = cell.stuck_on if self.stuck_on is None else self.stuck_on
+        off = cell.stuck_off if self.stuck_off is None else self.stuck_off
+        return on or 0.0, off or 0.0
+
+    def array_spread(self) -> float:
+        """Relative spread from array to array: the settings', else the device's, else none.
+
+        Raises:
+            DeviceError, ConfigError: as `cell`.
+        """
+        return (self.cell().array_sigma if self.array_sigma is None else self.array_sigma) or 0.0
+
     def mapping(self) -> Mapping:
         """The cells of a weight.
 

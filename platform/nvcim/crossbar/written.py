@@ -136,9 +136,8 @@ def write_arrays(writing: Writing, config: CrossbarConfig, elapsed_s: float = 0.
 
 def read_noise_is_uniform(config: CrossbarConfig) -> bool:
     """Whether the read noise, if any, is the same for every cell, whatever its level."""
-    cell = config.cell()
-    varied = cell.array_sigma if config.array_sigma is None else config.array_sigma
-    return config.read_noise == 0 and config.read is None and config.wires is None and not varied
+    alike = config.wires is None and not config.array_spread()
+    return config.read_noise == 0 and config.read is None and alike
 
 
 def _alphas(config: CrossbarConfig) -> tuple[float, ...]:
@@ -147,10 +146,8 @@ def _alphas(config: CrossbarConfig) -> tuple[float, ...]:
 
 
 def _only_write_noise(writing: Writing, config: CrossbarConfig, elapsed_s: float) -> bool:
-    cell = config.cell()
-    stuck = config.stuck_on or config.stuck_off or cell.stuck_on or cell.stuck_off
-    varied = cell.array_sigma if config.array_sigma is None else config.array_sigma
-    special = (writing.verified is not None, stuck, varied, config.wires, config.read, config.temperature_k)
+    faults = (*config.stuck_rates(), config.array_spread())
+    special = (writing.verified is not None, *faults, config.wires, config.read, config.temperature_k)
     return config.accumulate == "analog" and elapsed_s == 0 and not any(special)
 
 
