@@ -25,7 +25,7 @@ def job(
     return TuningJob(name, tuple(pairs), draws * lm.embedding_rms, torch.full((4,), mobile), seed)
 
 
-def shaken(tokens: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+def shaken(tokens: Tensor, places: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
     """Noise of a tenth of the largest element, from each job's own generator."""
     eps = torch.stack([torch.randn(tokens.shape[1:], generator=one) for one in generators])
     return tokens + 0.1 * tokens.detach().abs().amax(dim=(1, 2), keepdim=True) * eps

@@ -161,14 +161,13 @@ class Personaliser:
         self, jobs: Sequence[CodeJob], method: Method, on_step: Callable[[], None] = lambda: None
     ) -> list[TunedCode]:
         """Tune all jobs' tokens as they will come back from the array: through code, noise and decoder."""
-        noises = {
-            named_seed(entry.job.seed, "tuning noise"): level_noise(entry.config, method.noise_share)
-            for entry in jobs
-        }
+        noises = [level_noise(entry.config, method.noise_share) for entry in jobs]
 
-        def through_code(tokens: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        def through_code(
+            tokens: Tensor, places: Sequence[int], generators: Sequence[torch.Generator]
+        ) -> Tensor:
             codes = self.autoencoder.encode(tokens)
-            levels = [noises[generator.initial_seed()] for generator in generators]
+            levels = [noises[place] for place in places]
             return self.autoencoder.decode(add_level_noise(codes, levels, generators))
 
         results = tune(self.lm, [entry.job for entry in jobs], self.settings.tuning, through_code, on_step)

@@ -19,8 +19,9 @@ from nvcim.prompts.language_model import LanguageModel
 from nvcim.randomness import named_seed
 
 IGNORED = -100
-Perturbation = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
-"""(tokens [jobs, n, hidden], a generator per job) -> what the LM sees in this step, same shape."""
+Perturbation = Callable[[Tensor, Sequence[int], Sequence[torch.Generator]], Tensor]
+"""(tokens [active, n, hidden], each active job's place in the list given to `tune`, a generator for each) -> what the
+LM sees in this step, same shape."""
 
 
 class TuningSettings(Settings):
@@ -75,7 +76,7 @@ class _Batch:
     share: Tensor
 
 
-def unperturbed(tokens: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+def unperturbed(tokens: Tensor, places: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
     """No noise: ordinary prompt tuning."""
     return tokens
 
@@ -95,7 +96,7 @@ def tune(
     results: dict[int, TuningResult] = {}
     for places in _groups(lm, jobs, settings.rows_per_batch):
         group = [jobs[place] for place in places]
-        results |= zip(places, _tune_group(lm, group, settings, perturb, on_step), strict=True)
+        results |= zip(places, _tune_group(lm, group, places, settings, perturb, on_step), strict=True)
     return [results[place] for place in range(len(jobs))]
 
 
@@ -119,6 +120,7 @@ def _groups(lm: LanguageModel, jobs: Sequence[TuningJob], rows: int) -> list[lis
 def _tune_group(
     lm: LanguageModel,
     jobs: Sequence[TuningJob],
+    places: Sequence[int],
     settings: TuningSettings,
     perturb: Perturbation,
     on_step: Callable[[], None],
@@ -134,7 +136,7 @@ def _tune_group(
     for step in range(settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = rate * (1 - 0.9 * step / settings.steps)
-        losses = job_losses(lm, batch, perturb(start + mobility * moved, generators))
+        losses = job_losses(lm, batch, perturb(start + mobility * moved, places, generators))
         optimiser.zero_grad(set_to_none=True)
         (moved.grad,) = torch.autograd.grad(losses.sum(), [moved])
         optimiser.step()
