@@ -1,4 +1,4 @@
-"""Language models of the prompts room's tests: the embedded one, and tiny random ones of five architectures."""
+"""Language models of the prompts room's tests: the embedded one, and tiny random ones of eight architectures."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +8,16 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
     PhiConfig,
     PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
 )
 
 from nvcim.data.lamp import UserStream
@@ -29,11 +33,21 @@ SHAPE = {
     "intermediate_size": 48,
     "max_position_embeddings": 256,
 }
+ALTERNATING = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 16,  # shorter than the tests' texts
+}
 FAMILIES: dict[str, Callable[..., PreTrainedConfig]] = {
     "gemma": lambda **ids: GemmaConfig(**SHAPE, num_key_value_heads=1, head_dim=16, **ids),
+    "gemma2": lambda **ids: Gemma2Config(**SHAPE, **ALTERNATING, num_key_value_heads=1, head_dim=16, **ids),
+    "gemma3_text": lambda **ids: Gemma3TextConfig(
+        **SHAPE, **ALTERNATING, num_key_value_heads=1, head_dim=16, **ids
+    ),
     "phi": lambda **ids: PhiConfig(**SHAPE, **ids),
     "mistral": lambda **ids: MistralConfig(**SHAPE, num_key_value_heads=1, sliding_window=128, **ids),
     "llama": lambda **ids: LlamaConfig(**SHAPE, **ids),
+    "qwen2": lambda **ids: Qwen2Config(**SHAPE, num_key_value_heads=1, **ids),
+    "qwen3": lambda **ids: Qwen3Config(**SHAPE, num_key_value_heads=1, head_dim=16, **ids),
     "gpt2": lambda **ids: GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=256, **ids),
 }
 STORIES = Path(__file__).parents[3] / "shared" / "data" / "lm_stories260K" / "hf"

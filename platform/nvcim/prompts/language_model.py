@@ -3,16 +3,19 @@
 `embedded` is the model that the project trains (`python -m jobs.pretrain`) and ships in `prompts/base_lm`.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils.logging import disable_progress_bar
 
 from nvcim.compute import resolve_device
@@ -22,6 +25,12 @@ EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "base_lm"
 ANSWER_MARK = "\nAnswer:"
 """What stands between a question and its answer, in training and in use."""
+Precision = Literal["float32", "bfloat16", "auto"]
+"""Of the frozen weights and activations; `auto` is the checkpoint's own. Tuned tokens are float32 throughout."""
+UNKNOWN_CONTEXT = 2048
+"""Taken where a model's settings name no longest sequence (ALiBi models, for example)."""
+GPTQ_LIBRARIES = ("gptqmodel", "optimum")
+"""What transformers' own loader of GPTQ checkpoints needs (`transformers.quantizers.quantizer_gptq`)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class LanguageModel:
         name: what it was loaded as.
         model: the transformers model, in eval mode, `requires_grad` off.
         tokenizer: its tokenizer, with a pad token.
-        context: the longest sequence it takes, in tokens.
+        context: the longest sequence it takes, in tokens. A sliding window does not shorten it.
     """
 
     name: str
@@ -41,12 +50,20 @@ class LanguageModel:
     context: int
 
     @classmethod
-    def load(cls, name: str = EMBEDDED, device: str = "auto") -> "LanguageModel":
+    def load(
+        cls, name: str = EMBEDDED, device: str = "auto", dtype: Precision = "float32"
+    ) -> "LanguageModel":
         """Load a causal LM by path or hub name.
 
+        A GPTQ checkpoint keeps its quantized weights; `dtype` then holds for what is not quantized.
+
         Raises:
-            ModelError: no such model, a broken file, no tokenizer, or a model without a causal head.
+            ModelError: no such model, a broken file, no tokenizer, no causal head (an encoder, an encoder-decoder,
+                a file without the head's weights), a precision that does not exist, or GPTQ weights without the
+                libraries that read them.
         """
+        if dtype not in get_args(Precision):
+            raise ModelError(f"dtype '{dtype}' is not one of {', '.join(get_args(Precision))}")
         source = str(EMBEDDED_FOLDER) if name == EMBEDDED else name
         if name == EMBEDDED and not (EMBEDDED_FOLDER / "config.json").exists():
             raise ModelError(
@@ -54,11 +71,28 @@ class LanguageModel:
             )
         disable_progress_bar()  # type: ignore[no-untyped-call]  # a second's bar of transformers' own amid our plain lines
         try:
+            config = AutoConfig.from_pretrained(source)
+            _check_config(name, config)
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        except (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True
+            )
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            ImportError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(f"model '{name}' cannot be loaded as a causal LM: {reason}") from error
+        if missing := sorted(report["missing_keys"]):
+            raise ModelError(
+                f"model '{name}' cannot be loaded as a causal LM: its files lack {len(missing)} of the weights, "
+                f"'{missing[-1]}' among them"
+            )
         return cls.wrap(name, model, tokenizer, device)
 
     @classmethod
@@ -66,14 +100,21 @@ class LanguageModel:
         """Freeze a model that is already in memory.
 
         Raises:
-            ModelError: a tokenizer without an end-of-text token: answers could not end.
+            ModelError: a tokenizer without an end-of-text token (answers could not end), or a model whose logits
+                depend on later tokens (BERT and other encoders under a language-model head).
         """
         if tokenizer.eos_token_id is None:
             raise ModelError(f"model '{name}': its tokenizer has no end-of-text token")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         model.requires_grad_(False).eval().to(resolve_device(device))
-        context = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+        if _looks_ahead(model):
+            raise ModelError(
+                f"model '{name}' ({model.config.model_type}) is an encoder without a causal head: "
+                "its logits depend on later tokens"
+            )
+        config = model.config.get_text_config(decoder=True)
+        context = int(getattr(config, "max_position_embeddings", 0) or UNKNOWN_CONTEXT)
         return cls(name, model, tokenizer, context)
 
     @property
@@ -88,6 +129,35 @@ class LanguageModel:
         return weight.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the input embeddings, hence of what `embed` returns and the model computes in."""
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight.dtype
+
+    @cached_property
+    def can_cache_prefix(self) -> bool:
+        """Whether virtual tokens' keys and values may be computed once and put before any question.
+
+        They may where every layer attends over keys and values that depend on a token's place alone: full or
+        sliding-window attention with absolute or fixed rotary positions (Llama, Mistral, Phi, GPT-2, Qwen2/3,
+        Gemma 1 to 3). They may not with recurrent or convolutional layers, layers that share keys and values or
+        differ in their shape (Gemma 3n, 4), and rotations that change with the length of the text ("dynamic",
+        "longrope"): generation then computes virtual tokens with each question, through transformers' own loop.
+        """
+        config = self.model.config.get_text_config(decoder=True)
+        arguments = inspect.signature(self.model.forward).parameters
+        layers = DynamicCache(config=self.model.config).layers
+        return (
+            {"inputs_embeds", "position_ids", "past_key_values"} <= set(arguments)
+            and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+            and set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
+            and not getattr(config, "num_kv_shared_layers", None)
+            and not getattr(config, "per_layer_config", None)
+            and not {"dynamic", "longrope"} & set(_rope_types(getattr(config, "rope_parameters", None)))
+            and not getattr(self.model, "_is_stateful", False)
+        )
+
+    @property
     def embedding_weight(self) -> Tensor:
         """Every token's input embedding [vocabulary, hidden], with the model's own scaling (Gemma)."""
         rows = self.model.get_input_embeddings().weight.shape[0]
@@ -99,7 +169,11 @@ class LanguageModel:
         return float(self.embedding_weight.square().mean().sqrt())
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Input embeddings of token ids, any leading shape; includes the model's own scaling (Gemma)."""
+        """Input embeddings of token ids, any leading shape, in the model's `dtype`.
+
+        It is what the model takes as `inputs_embeds`, the model's own scaling included: Gemma 1, 2 and 3 scale
+        inside their embedding module (transformers 5), so nothing is scaled again behind it.
+        """
         embedded: Tensor = self.model.get_input_embeddings()(ids)
         return embedded
 
@@ -122,3 +196,37 @@ class LanguageModel:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+
+def _check_config(name: str, config: Any) -> None:
+    """Refuse what the settings alone tell is no causal LM, or cannot be read here, before its weights are read."""
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise ModelError(f"model '{name}' ({kind}) is an encoder-decoder, not a causal LM")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
+        raise ModelError(f"model '{name}' ({kind}) cannot be loaded as a causal LM: it has no causal head")
+    quantization = getattr(config, "quantization_config", None) or {}
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+    missing = [library for library in GPTQ_LIBRARIES if find_spec(library) is None]
+    if method == "gptq" and missing:
+        raise ModelError(
+            f"model '{name}' has GPTQ weights, which need a library that is not installed: "
+            f"pip install {' '.join(missing)}"
+        )
+
+
+@torch.no_grad()
+def _looks_ahead(model: Any) -> bool:
+    """Whether the first token's logits change with the second token: then there is no causal head."""
+    ids = torch.tensor([[0, 1], [0, 2]], device=model.get_input_embeddings().weight.device)
+    first, other = model(input_ids=ids).logits[:, 0].float()
+    return bool((first - other).abs().max() > 1e-2 * (first - first.mean()).abs().max())
+
+
+def _rope_types(parameters: Any) -> Iterator[str]:
+    """Every `rope_type` in a model's rotary settings, which Gemma 3 nests by layer type."""
+    if isinstance(parameters, dict):
+        for name, value in parameters.items():
+            if name == "rope_type":
+                yield str(value)
+            yield from _rope_types(value)
