@@ -1,0 +1,94 @@
+"""A user's samples and questions as left-padded rows of token ids."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nvcim.errors import DataError
+from nvcim.prompts.batching import left_padded
+from nvcim.prompts.language_model import LanguageModel
+from nvcim.prompts.tuning import IGNORED
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts as token ids.
+
+    Attributes:
+        ids: [rows, length], left-padded.
+        mask: [rows, length] of 0 and 1.
+        asked: [rows], how many of a row's real tokens are the question (the rest is the answer).
+    """
+
+    ids: Tensor
+    mask: Tensor
+    asked: Tensor
+
+
+@dataclass(frozen=True)
+class AnsweredRows:
+    """Rows of question and answer; labels [rows, width] for the last `width` columns, `IGNORED` in the question."""
+
+    rows: Rows
+    labels: Tensor
+
+
+def question_rows(lm: LanguageModel, questions: Sequence[str], room: int) -> Rows:
+    """Rows of questions that are to be answered.
+
+    Raises:
+        DataError: a question of more than `room` tokens.
+    """
+    ids = [lm.question_ids(question) for question in questions]
+    for question, row in zip(questions, ids, strict=True):
+        if len(row) > room:
+            raise DataError(
+                f"question '{question[:40]}...' has {len(row)} tokens; at most {room} fit the context"
+            )
+    return Rows(*left_padded(lm, ids), torch.tensor([len(row) for row in ids], device=lm.device))
+
+
+def answered_rows(
+    lm: LanguageModel, samples: Sequence[tuple[str, str]], rows_per_batch: int
+) -> Iterator[AnsweredRows]:
+    """Rows of (question, answer) pairs in batches, shortest first so that there is little padding."""
+    pairs = sorted(
+        ((lm.question_ids(question), lm.answer_ids(answer)) for question, answer in samples),
+        key=lambda pair: len(pair[0]) + len(pair[1]),
+    )
+    for start in range(0, len(pairs), rows_per_batch):
+        part = pairs[start : start + rows_per_batch]
+        width = max(len(answer) for _, answer in part)
+        labels = [[IGNORED] * (width - len(answer)) + answer for _, answer in part]
+        asked = torch.tensor([len(question) for question, _ in part], device=lm.device)
+        ids, mask = left_padded(lm, [question + answer for question, answer in part])
+        yield AnsweredRows(Rows(ids, mask, asked), torch.tensor(labels, device=lm.device))
+
+
+def fitting_samples(
+    lm: LanguageModel, samples: Sequence[tuple[str, str]], room: int
+) -> tuple[list[tuple[str, str]], int]:
+    """Samples of which each takes at most `room` tokens, and how many questions were shortened for that.
+
+    Raises:
+        DataError: an answer that leaves no room for a question.
+    """
+    fitting, shortened = [], 0
+    for question, answer in samples:
+        left = room - len(lm.answer_ids(answer))
+        text = lm.shortened(question, left) if left > 0 else question
+        if len(lm.question_ids(text)) > left:
+            raise DataError(
+                f"answer '{answer[:40]}...' leaves {max(left, 0)} of {room} tokens for its question, "
+                f"which model '{lm.name}' cannot be taught"
+            )
+        shortened += text != question
+        fitting.append((text, answer))
+    return fitting, shortened
+
+
+def token_count(lm: LanguageModel, samples: Sequence[tuple[str, str]]) -> int:
+    """Tokens of all questions and answers, without padding."""
+    return sum(len(lm.question_ids(question)) + len(lm.answer_ids(answer)) for question, answer in samples)

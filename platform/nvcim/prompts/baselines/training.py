@@ -1,0 +1,47 @@
+"""The training loop that the baselines share: Adam on a few tensors, the frozen LM's loss on the user's answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nvcim.prompts.baselines.adapted import Adapted
+from nvcim.prompts.baselines.batches import answered_rows
+from nvcim.prompts.baselines.settings import BaselineSettings
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Tensors to train, and the learning rate that they start with."""
+
+    tensors: tuple[Tensor, ...]
+    learning_rate: float
+
+
+def train(
+    adapted: Adapted, rated: Sequence[Rated], samples: Sequence[tuple[str, str]], settings: BaselineSettings
+) -> int:
+    """Train tensors in place; every step sees all samples and weighs them alike.
+
+    Returns:
+        Steps done: fewer than `settings.steps` where a loss or gradient was not finite, which ends the training with
+        the last finite tensors.
+    """
+    batches = list(answered_rows(adapted.lm, samples, settings.rows_per_batch))
+    trained = [tensor for group in rated for tensor in group.tensors]
+    optimiser = torch.optim.Adam(
+        [{"params": list(group.tensors), "lr": group.learning_rate} for group in rated]
+    )
+    for step in range(settings.steps):
+        for group, given in zip(optimiser.param_groups, rated, strict=True):
+            group["lr"] = given.learning_rate * (1 - 0.9 * step / settings.steps)
+        optimiser.zero_grad(set_to_none=True)
+        for batch in batches:
+            loss = adapted.answer_losses(batch).sum() / len(samples)
+            for tensor, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
+                tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+        if not all(bool(torch.isfinite(tensor.grad).all()) for tensor in trained if tensor.grad is not None):
+            return step
+        optimiser.step()
+    return settings.steps
