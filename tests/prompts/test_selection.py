@@ -1,12 +1,15 @@
 """Representative selection: k clusters, and of each the member nearest its centre by cosine."""
 
+import math
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
 
 from nvcim.errors import DataError
-from nvcim.prompts.selection import select_representatives
+from nvcim.prompts.selection import SelectionSettings, select_representatives
 
 
 def clusters(sizes: tuple[int, ...], spread: float = 0.05, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -86,3 +89,97 @@ def test_an_empty_buffer_is_refused() -> None:
 def test_no_clusters_are_refused() -> None:
     with pytest.raises(DataError, match="k is 0"):
         select_representatives(torch.ones(2, 4), 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "samples", "k"), [(0.12, 25, 3), (0.28, 25, 7), (0.1, 25, 3), (0.01, 25, 1), (1, 6, 6)]
+)
+def test_a_ratio_gives_a_share_of_the_buffer_rounded_up(ratio: float, samples: int, k: int) -> None:
+    points = torch.randn(samples, 8, generator=torch.Generator().manual_seed(2))
+    found = select_representatives(points, SelectionSettings(rule="ratio", ratio=ratio), 0)
+    assert (found.k, found.rule, found.scores) == (k, "ratio", {})
+
+
+@pytest.mark.parametrize("sizes", [(9, 7), (8, 9, 8), (6, 7, 6, 6), (5, 5, 5, 5, 5)])
+def test_silhouettes_find_the_number_of_domains(sizes: tuple[int, ...]) -> None:
+    points, owner = clusters(sizes)
+    found = select_representatives(points, SelectionSettings(rule="silhouette"), 0)
+    assert sorted(int(owner[i]) for i in found.representatives) == list(range(len(sizes)))
+    assert sorted(found.scores) == list(range(2, math.isqrt(len(points)) + 1))
+    assert max(found.scores, key=lambda k: found.scores[k]) == found.k == len(sizes)
+
+
+def test_a_silhouette_is_the_mean_over_samples_of_how_much_nearer_the_own_cluster_is() -> None:
+    angles = torch.tensor([0.0, 20.0, 90.0, 100.0, 95.0]).deg2rad()
+    found = select_representatives(
+        torch.stack([angles.cos(), angles.sin()], dim=1), SelectionSettings(rule="silhouette"), 0
+    )
+    # by hand: distances 1 - cos of the angle between; clusters {0, 20} and {90, 100, 95} degrees
+    degrees, groups = [0, 20, 90, 100, 95], [0, 0, 1, 1, 1]
+    each = []
+    for i, own in enumerate(groups):
+        far = {
+            group: [
+                1 - math.cos(math.radians(degrees[i] - degrees[j]))
+                for j in range(5)
+                if j != i and groups[j] == group
+            ]
+            for group in (0, 1)
+        }
+        inside, outside = (sum(far[g]) / len(far[g]) for g in (own, 1 - own))
+        each.append((outside - inside) / max(inside, outside))
+    assert found.scores == {2: pytest.approx(sum(each) / 5, abs=1e-5)}
+
+
+def test_one_silhouette_to_try_is_still_logged_and_the_largest_k_holds() -> None:
+    points, _ = clusters((5, 5, 5, 5))
+    found = select_representatives(points, SelectionSettings(rule="silhouette", largest=2), 0)
+    assert list(found.scores) == [2]
+    assert select_representatives(points, SelectionSettings(rule="silhouette", largest=1), 0).k == 1
+    assert select_representatives(points, SelectionSettings(k=4, largest=3), 0).k == 3
+
+
+@pytest.mark.parametrize(("samples", "k"), [(1, 1), (2, 2), (3, 2)])
+def test_too_few_samples_to_compare_silhouettes_make_at_most_two_clusters(samples: int, k: int) -> None:
+    found = select_representatives(torch.eye(4)[:samples], SelectionSettings(rule="silhouette"), 0)
+    assert (found.k, found.scores) == (k, {})
+
+
+@pytest.mark.parametrize("rule", ["fixed", "ratio", "silhouette"])
+def test_identical_samples_are_one_cluster_by_every_rule(rule: str) -> None:
+    settings = SelectionSettings.model_validate({"rule": rule, "ratio": 0.5})
+    found = select_representatives(torch.ones(9, 4), settings, 0)
+    assert found.representatives == (0,)
+    assert found.neighbours == (tuple(range(9)),)
+
+
+def test_the_log_has_a_row_per_representative_with_the_scores_of_its_choice() -> None:
+    points, _ = clusters((4, 8, 6))
+    found = select_representatives(points, SelectionSettings(rule="silhouette"), 0)
+    rows = found.log_rows()
+    assert [row["index"] for row in rows] == list(found.representatives)
+    assert [row["cluster_size"] for row in rows] == [8, 6, 4]
+    assert [row["cosine"] for row in rows] == list(found.similarity)
+    assert {(row["buffer"], row["rule"], row["k"], row["silhouette"]) for row in rows} == {
+        (18, "silhouette", 3, found.scores[3])
+    }
+    fixed = select_representatives(points, 2, 0).log_rows()
+    assert [(row["rule"], row["k"], row["silhouette"]) for row in fixed] == [("fixed", 2, None)] * 2
+
+
+def test_a_number_is_a_fixed_k() -> None:
+    points = torch.randn(25, 8, generator=torch.Generator().manual_seed(3))
+    assert select_representatives(points, 4, 1) == select_representatives(points, SelectionSettings(k=4), 1)
+
+
+def test_an_embedding_that_is_not_finite_is_named() -> None:
+    points = torch.ones(5, 3)
+    points[3, 1] = float("nan")
+    with pytest.raises(DataError, match="embedding of sample 3 is not finite"):
+        select_representatives(points, 2, 0)
+
+
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"ratio": 0}, {"ratio": 1.5}, {"rule": "elbow"}, {"largest": 0}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        SelectionSettings.model_validate(wrong)
