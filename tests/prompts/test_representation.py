@@ -1,9 +1,13 @@
 """What texts look like to the prompt memory."""
 
+from copy import deepcopy
+
+import pytest
 import torch
 from torch.nn import functional
 
 from nvcim.data.lamp import UserStream
+from nvcim.errors import ConfigError
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.representation import represent
 
@@ -51,3 +55,42 @@ def test_a_text_longer_than_the_context_keeps_its_end(embedded: LanguageModel) -
     assert torch.isfinite(found).all()
     more = represent(embedded, ["whale " * 50 + long], 3, 1)
     torch.testing.assert_close(found, more)
+
+
+def test_a_text_keeps_its_place_and_its_vectors_over_batches_of_any_make_up(
+    embedded: LanguageModel, users: list[UserStream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [sample.input for user in users for sample in user.history][:20]
+    assert len({len(embedded.question_ids(text)) for text in texts}) > 5
+    for layer, bound in ((0, 0.0), (2, 1e-5)):
+        together = represent(embedded, texts, 4, layer)
+        monkeypatch.setattr("nvcim.prompts.representation.TEXTS_PER_BATCH", 3)
+        apart = represent(embedded, texts, 4, layer)
+        backwards = represent(embedded, texts[::-1], 4, layer).flip(0)
+        monkeypatch.undo()
+        for other in (apart, backwards):
+            assert float((together - other).abs().max()) <= bound * embedded.embedding_rms
+
+
+def test_a_bfloat16_model_gives_float32_vectors_near_those_of_its_float32_twin(
+    embedded: LanguageModel, users: list[UserStream]
+) -> None:
+    texts = [sample.input for sample in users[0].history]
+    half = LanguageModel(
+        "half", deepcopy(embedded.model).to(torch.bfloat16), embedded.tokenizer, embedded.context
+    )
+    found = represent(half, texts, 4, 2)
+    assert found.dtype == torch.float32
+    cosine = functional.cosine_similarity(found.flatten(1), represent(embedded, texts, 4, 2).flatten(1))
+    assert float(cosine.min()) > 0.999
+    alone = torch.cat([represent(half, [text], 4, 2) for text in texts])
+    assert float((found - alone).abs().max()) < 0.1 * half.embedding_rms
+
+
+def test_no_texts_give_no_vectors(embedded: LanguageModel) -> None:
+    assert represent(embedded, [], 4, 1).shape == (0, 4, embedded.hidden)
+
+
+def test_a_layer_that_the_lm_does_not_have_is_refused(embedded: LanguageModel) -> None:
+    with pytest.raises(ConfigError, match="field 'layer' is 5; model 'embedded' has layers 0 to 4"):
+        represent(embedded, ["a whale"], 4, 5)
