@@ -4,16 +4,25 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from nvcim.data.lamp import Sample
+from nvcim.errors import ConfigError
 
 
 class DataBuffer:
     """Holds samples until the node learns from them.
 
+    A user's domain may shift while the buffer fills: then it holds samples of both, and representative selection, not
+    the buffer, tells them apart.
+
     Args:
         capacity: most samples held; when full, `is_full` tells that it is time to learn.
+
+    Raises:
+        ConfigError: room for no sample.
     """
 
     def __init__(self, capacity: int, samples: Iterable[Sample] = ()) -> None:
+        if capacity < 1:
+            raise ConfigError(f"field 'buffer' is {capacity}; allowed: room for 1 sample or more")
         self.capacity = capacity
         self._samples: deque[Sample] = deque(samples, maxlen=capacity)
 
