@@ -130,6 +130,106 @@ SERVING_REQUESTS = pa.schema(
     ]
 )
 
+_COMPARED = (
+    _column("part", _text, "part of the comparison: grid, sigma sweep or buffer sweep", empty=True),
+    _column("model", _text, "causal LM: 'embedded', a path or a hub name"),
+    _column("data", _text, "'generated', or the name of the folder of LaMP folders"),
+    _column("task", _text, "task, for example LaMP_2"),
+    _column("method", _text, "how prompts are made, kept and found, for example nvcim-pt"),
+    _column("device", _text, "memory device of the crossbar; 'none' for a method without one"),
+    _column(
+        "sigma", _real, "programming variation of the crossbar; empty for a method without one", empty=True
+    ),
+    _column("sigma_unit", _text, "what sigma is relative to: full_range or level_step", empty=True),
+    _column("buffer", _int, "size of the data buffer", "samples"),
+    _column("repeat", _int, "which independent repetition, from 0: users, tuning and chips of its own"),
+)
+
+COMPARISON_ANSWERS = pa.schema(
+    [
+        *_COMPARED,
+        _column("user_id", _text, "user who asked"),
+        _column("query", _int, "place of the query among those asked of the user, from 0"),
+        _column("domain", _text, "domain of the query, empty where unknown"),
+        _column("found", _text, "label of the token set that answered, empty where there is none"),
+        _column("hit", _truth, "whether that set was tuned for the query's domain", empty=True),
+        _column("domains", _int, "domains of the user, 0 where unknown"),
+        _column("reference", _text, "what the user wrote"),
+        _column("output", _text, "what the model answered"),
+        _column("parsed", _truth, "whether the answer is one that the task allows"),
+        _column("score", _real, "accuracy or ROUGE-1 of this answer, 0..1"),
+        _column("rouge_l", _real, "ROUGE-L (F) of this answer, 0..1", empty=True),
+        _column("error", _real, "distance of a rating from the user's", "points of the scale", empty=True),
+        _BASIS,
+    ]
+)
+
+COMPARISON_SETS = pa.schema(
+    [
+        *_COMPARED,
+        _column("user_id", _text, "user whose sets these are"),
+        _column("sets", _int, "token sets, prefixes or adapters kept for the user"),
+        _column("storage_bytes", _int, "what they take", "B"),
+        _column("trained_parameters", _int, "numbers that were trained for the user"),
+        _column("tuning_steps", _int, "optimiser steps"),
+        _column("trained_tokens", _int, "text tokens that went through the model in training", "tokens"),
+        _column(
+            "reconstruction_error",
+            _real,
+            "RMS of stored against tuned tokens as they are read back, relative to the tuned tokens' RMS",
+            empty=True,
+        ),
+        _column("truncated", _int, "samples cut because they were longer than the context"),
+        _column(
+            "failed", _int, "tuning jobs that stopped with a reason, for example a loss that is not finite"
+        ),
+        _BASIS,
+    ]
+)
+
+COMPARISON_METRICS = pa.schema(
+    [
+        *_COMPARED,
+        _column("queries", _int, "answers behind the value"),
+        _column("metric", _text, "official metric of the task, for example macro_f1 or rmse"),
+        _column("value", _real, "the metric over all answers of the repetition"),
+        _BASIS,
+    ]
+)
+
+COMPARISON_POINTS = pa.schema(
+    [
+        _column("point_id", _text, "name of the point in the ledger"),
+        _column("part", _text, "part of the comparison: grid, sigma sweep or buffer sweep"),
+        _column("model", _text, "causal LM"),
+        _column("task", _text, "task"),
+        _column("sigma", _real, "programming variation of the crossbars"),
+        _column("buffer", _int, "size of the data buffer", "samples"),
+        _column("repeat", _int, "which independent repetition, from 0"),
+        _column("devices", _int, "devices compared at the point"),
+        _column("methods", _int, "methods compared at the point"),
+        _column("answers", _int, "queries answered, over all devices and methods"),
+        _column("status", _text, "done, or failed"),
+        _column("error", _text, "why the point failed", empty=True),
+        _column("seconds", _real, "wall-clock time of the point", "s"),
+        _BASIS,
+    ]
+)
+
+RETRIEVAL_COST = pa.schema(
+    [
+        _column("ovts", _int, "token sets that the search goes through"),
+        _column("device", _text, "memory device of the crossbar, or the processor", empty=True),
+        _column("what", _text, "crossbar, this CPU or edge CPU"),
+        _column("latency_s", _real, "time of one search", "s"),
+        _column("energy_j", _real, "energy of one search; empty where unknown", "J", empty=True),
+        _column("time_ratio", _real, "the processor's time over the crossbar's", empty=True),
+        _column("energy_ratio", _real, "the processor's energy over the crossbar's", empty=True),
+        _BASIS,
+        _column("assumption", _text, "what the figures rest on"),
+    ]
+)
+
 TABLES: dict[str, pa.Schema] = {
     "stages": STAGES,
     "token_sets": TOKEN_SETS,
@@ -138,6 +238,11 @@ TABLES: dict[str, pa.Schema] = {
     "segmentation": SEGMENTATION_SCORES,
     "sweep": SWEEP_TRIALS,
     "serving": SERVING_REQUESTS,
+    "comparison": COMPARISON_ANSWERS,
+    "comparison_sets": COMPARISON_SETS,
+    "comparison_metrics": COMPARISON_METRICS,
+    "comparison_points": COMPARISON_POINTS,
+    "retrieval_cost": RETRIEVAL_COST,
 }
 
 
