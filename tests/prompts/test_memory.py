@@ -53,7 +53,7 @@ def test_other_columns_keep_their_draw_when_one_is_written() -> None:
     scores = memory.search(code(0)[None], SCALED_SEARCH)
     memory.write(code(3), "set 3", named_generator(3, "write"))
     assert all(torch.equal(memory.read(i), before[i]) for i in range(3))
-    assert all(torch.equal(memory.state_dict()[key], value) for key, value in cells.items())
+    assert all(torch.equal(memory.state_dict()[key][:3], value) for key, value in cells.items())
     assert torch.equal(memory.search(code(0)[None], SCALED_SEARCH)[:, :3], scores)
 
 
