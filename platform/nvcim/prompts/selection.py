@@ -140,7 +140,8 @@ def select_representatives(embeddings: Tensor, k: int | SelectionSettings, seed:
         }
     best = max(counts, key=lambda count: (scores.get(count, 0.0), -count))
     chosen = _nearest_by_cosine(points, fits[best])
-    return Selection(*(tuple(column) for column in zip(*chosen, strict=True)), rule=k.rule, scores=scores)
+    representatives, similarity, neighbours = zip(*chosen, strict=True)
+    return Selection(representatives, similarity, neighbours, k.rule, scores)
 
 
 def _cosine_distances(points: NDArray[np.float64]) -> NDArray[np.float64]:
