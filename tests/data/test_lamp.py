@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from nvcim.data.lamp import (
-    LAMP1_INSTRUCTION,
     TASKS,
     Sample,
     UserStream,
@@ -17,7 +16,8 @@ from nvcim.data.lamp import (
     split_tweet,
     write_lamp,
 )
-from nvcim.data.users import GENERATED_TASKS, UserSettings, generate_users
+from nvcim.data.lamp_prompts import PAIR_INSTRUCTIONS, TWEET_QUESTION, citation_question
+from nvcim.data.users import ALL_GENERATED_TASKS, UserSettings, generate_users
 from nvcim.errors import DataError
 
 
@@ -40,21 +40,89 @@ def item(identity: str, text: str = "good", **more: Any) -> dict[str, Any]:
     return {"id": identity, "text": text, "score": "5"} | more
 
 
-@pytest.mark.parametrize("task", GENERATED_TASKS)
+@pytest.mark.parametrize("task", ALL_GENERATED_TASKS)
 def test_what_is_written_is_read_back(tmp_path: Path, task: Any) -> None:
     streams = generate_users(3, UserSettings(tasks=(task,), period=3), seed=4)
+    assert all(sample.domain for stream in streams for sample in (*stream.history, *stream.queries))
     write_lamp(streams, tmp_path, "train")
     assert read_lamp(tmp_path, "train") == streams
 
 
-@pytest.mark.parametrize("task", sorted(set(TASKS) - set(GENERATED_TASKS)))
-def test_tasks_that_are_not_generated_are_read_back_too(tmp_path: Path, task: str) -> None:
-    start = f"Do it, {TASKS[task].marker}" if TASKS[task].marker else LAMP1_INSTRUCTION
-    history = tuple(Sample("u", i, task, f"{start} text {i}", f"answer {i}") for i in range(3))
+@pytest.mark.parametrize("task", [task for task, form in TASKS.items() if form.marker])
+def test_a_question_gives_its_instruction_to_the_profile(tmp_path: Path, task: str) -> None:
+    start = f"Do it, {TASKS[task].marker}"
+    history = tuple(Sample("u", i, task, f"{start} text{i}", "so it went") for i in range(3))
     query = Sample("u", 0, task, f"{start} what now", "gold")
     stream = UserStream("u", task, history, (query,))
     write_lamp([stream], tmp_path)
     assert read_lamp(tmp_path) == [stream]
+
+
+# One item of each official profile and the pair that LaMP's own code (PEFT/data/datasets.py) makes of it.
+OFFICIAL: dict[str, tuple[str, dict[str, Any], tuple[str, str]]] = {
+    "LaMP_1": (
+        citation_question("On whales", "Krill", "Trains"),
+        {"title": "On reefs", "abstract": "Reefs grow."},
+        ("Write an abstract for this title: On reefs", "Reefs grow."),
+    ),
+    "LaMP_2": (
+        PAIR_INSTRUCTIONS["LaMP_2"] + " a heist",
+        {"description": "a duel", "tag": "action"},
+        (PAIR_INSTRUCTIONS["LaMP_2"] + " a duel", "action"),
+    ),
+    "LaMP_2N": (
+        PAIR_INSTRUCTIONS["LaMP_2N"] + " a vote",
+        {"text": "a match", "title": "Goal", "category": "sports"},
+        (PAIR_INSTRUCTIONS["LaMP_2N"] + " a match", "sports"),
+    ),
+    "LaMP_3": (
+        PAIR_INSTRUCTIONS["LaMP_3"] + " so so",
+        {"text": "great", "score": 5},
+        (PAIR_INSTRUCTIONS["LaMP_3"] + " great", "5"),
+    ),
+    "LaMP_4": (
+        "Generate a headline for the following article: It rained.",
+        {"text": "It snowed.", "title": "Snow"},
+        ("Generate a headline for the following article: It snowed.", "Snow"),
+    ),
+    "LaMP_5": (
+        "Generate a title for the following abstract of a paper: We count.",
+        {"title": "Sums", "abstract": "We add."},
+        ("Generate a title for the following abstract of a paper: We add.", "Sums"),
+    ),
+    "LaMP_7": (
+        TWEET_QUESTION + " the bus is late",
+        {"text": "i like my new red bike a lot"},
+        ("Complete the following tweet: i like", "my new red bike a lot"),
+    ),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_profile_item_becomes_the_pair_that_lamp_trains_on(tmp_path: Path, task: str) -> None:
+    asked, profile_item, pair = OFFICIAL[task]
+    questions = [{"id": "110", "input": asked, "profile": [{"id": "1"} | profile_item]}]
+    (stream,) = read_lamp(put(tmp_path / "a", questions, golds("110", task=task)))
+    assert [(sample.input, sample.output) for sample in stream.history] == [pair]
+    assert [sample.input for sample in stream.queries] == [asked]
+    write_lamp([stream], tmp_path / "b")
+    assert read_lamp(tmp_path / "b") == [stream]
+    written = json.loads((tmp_path / "b" / "dev_questions.json").read_text(encoding="utf-8"))
+    assert set(profile_item) <= set(written[0]["profile"][0])
+
+
+def test_the_first_release_s_news_under_the_name_of_the_movies_are_read_as_news(tmp_path: Path) -> None:
+    asked, profile_item, pair = OFFICIAL["LaMP_2N"]
+    questions = [{"id": "1", "input": asked, "profile": [{"id": "p"} | profile_item]}]
+    (stream,) = read_lamp(put(tmp_path, questions, golds("1", task="LaMP_2")))
+    assert stream.task == "LaMP_2N"
+    assert (stream.history[0].input, stream.history[0].output) == pair
+
+
+def test_a_question_without_the_marker_leaves_the_profile_the_official_instruction(tmp_path: Path) -> None:
+    asked = {"id": "1", "input": "How good is it?", "profile": [item("p", "fine")]}
+    (stream,) = read_lamp(put(tmp_path, [asked], golds("1")))
+    assert stream.history[0].input == PAIR_INSTRUCTIONS["LaMP_3"] + " fine"
 
 
 def test_the_written_files_have_the_official_keys(tmp_path: Path) -> None:
@@ -82,6 +150,21 @@ def test_a_profile_with_dates_is_put_in_order(tmp_path: Path) -> None:
     assert stream.user_id == "10"
 
 
+@pytest.mark.parametrize(
+    ("early", "late"),
+    [
+        ("2020-9-30", "2020-10-01"),
+        (1999, 2014),
+        ("2014", "2014-02"),
+        ("2020-05-01 09:10:00", "2020-05-01 10:00:00"),
+    ],
+)
+def test_dates_are_compared_as_dates(tmp_path: Path, early: Any, late: Any) -> None:
+    profile = [item("1", "new", date=late), item("2", "old", date=early), item("3", "undated")]
+    (stream,) = read_lamp(put(tmp_path, [question("10", profile)], golds("10")))
+    assert [sample.input.split()[-1] for sample in stream.history] == ["undated", "old", "new"]
+
+
 def test_a_tweet_is_split_into_its_beginning_and_its_rest(tmp_path: Path) -> None:
     assert split_tweet("one two three four five six seven eight") == (
         "one two",
@@ -103,6 +186,11 @@ def test_a_tweet_is_split_into_its_beginning_and_its_rest(tmp_path: Path) -> Non
         ([{"id": "77", "input": "x"}], golds("77"), ("dev_questions.json", "'77'", "'profile'")),
         ([question("77", [{"id": "p3", "score": 1}])], golds("77"), ("questions", "'p3'", "'text'")),
         ([question("77", [{"id": "p3", "text": "a"}])], golds("77"), ("questions", "'p3'", "'score'")),
+        (
+            [question("77", [item("p3", date="in May")])],
+            golds("77"),
+            ("questions", "'p3'", "'in May'", "'date'"),
+        ),
         ([question("77", [])], {"golds": []}, ("dev_outputs.json", "top level", "'task'")),
         ([question("77", [])], {"task": "LaMP_3"}, ("dev_outputs.json", "top level", "'golds'")),
         ([question("77", [])], {"task": "LaMP_3", "golds": [{"id": "77"}]}, ("outputs", "'77'", "'output'")),

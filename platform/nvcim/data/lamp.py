@@ -2,15 +2,19 @@
 
 Layout and the way a profile becomes training pairs follow the LaMP benchmark (Salemi et al., arXiv 2304.11406):
 LaMP-1 title -> abstract, 2 text -> tag, 3 text -> score, 4 and 5 text -> title, 7 a tweet's beginning -> its rest.
+The pairs of LaMP-1 and of LaMP-7's paraphrase questions are of another form than the question: see
+`nvcim.data.lamp_prompts.PAIR_INSTRUCTIONS`.
 """
 
 import json
+import re
 import zlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nvcim.data.lamp_prompts import PAIR_INSTRUCTIONS
 from nvcim.errors import DataError
 
 
@@ -41,35 +45,39 @@ class TaskFormat:
     """How a task's prompt is made from a profile item.
 
     `fields` are the source fields in order of preference, `target` the answer's field, `marker` the last words of
-    the instruction: a question's input up to its marker is the instruction of its whole profile.
+    the instruction: a question's input up to its marker is the instruction of its whole profile. `unread` are fields
+    that official items have besides; no sample holds them, and they are written empty.
     """
 
     fields: tuple[str, ...]
     target: str
     marker: str
+    unread: tuple[str, ...] = ()
 
 
 TASKS: dict[str, TaskFormat] = {
     "LaMP_1": TaskFormat(("title",), "abstract", ""),
     "LaMP_2": TaskFormat(("description", "text"), "tag", "description:"),
-    "LaMP_2N": TaskFormat(("text",), "category", "article:"),
+    "LaMP_2N": TaskFormat(("text",), "category", "article:", ("title",)),
     "LaMP_3": TaskFormat(("text",), "score", "review:"),
     "LaMP_4": TaskFormat(("text",), "title", "article:"),
     "LaMP_5": TaskFormat(("abstract", "text"), "title", "paper:"),
     "LaMP_7": TaskFormat(("text",), "", "after it:"),
 }
 
-LAMP1_INSTRUCTION = "Write the abstract of the paper with this title:"
 TWEET_BEGINNING = 0.25
-"""Share of a tweet's words that is given; LaMP's code uses 10 to 25 %."""
+"""Share of a tweet's words that is given; LaMP's code draws it from 10 to 25 %, here it is fixed."""
+
+_DATE = re.compile(r"\d+(-\d+)*([T ]\d+(:\d+)*(\.\d+)?Z?)?")
 
 
 def read_lamp(folder: Path, split: str = "dev") -> list[UserStream]:
     """Read one task's folder in LaMP's layout.
 
-    Questions with the same `user_id` become one stream, whose history is the shortest of their profiles (by `date`
-    where items carry one): a later question's profile may hold an earlier question's answer. A question without
-    `user_id` is a user of its own.
+    Questions with the same `user_id` become one stream, whose history is the shortest of their profiles (LaMP's code
+    takes the first question's; a later question's profile may hold an earlier question's answer), by `date` where
+    items carry one. A question without `user_id` is a user of its own. The benchmark's first release has the news
+    categories under the name LaMP_2: its questions are told by their "article:" and read as LaMP_2N.
 
     Raises:
         DataError: a missing or malformed file, or a missing key (file, id and key are named).
@@ -100,6 +108,8 @@ def read_lamp(folder: Path, split: str = "dev") -> list[UserStream]:
         if identity not in golds:
             raise DataError(f"{outputs_path}: id '{identity}' of {questions_path.name} has no gold output")
         by_user.setdefault(str(question.get("user_id", identity)), []).append(question)
+    if task == "LaMP_2" and questions and _asks_for_news(questions[0]["input"]):
+        task = "LaMP_2N"
     return [_stream(user, task, asked, golds, questions_path) for user, asked in by_user.items()]
 
 
@@ -172,7 +182,7 @@ def _stream(
     """One user's stream from that user's questions."""
     asked = list(asked)
     oldest = min(asked, key=lambda question: len(question["profile"]))
-    profile = sorted(oldest["profile"], key=lambda item: str(item.get("date", "")))
+    profile = sorted(oldest["profile"], key=lambda item: _date(item, path))
     instruction = _instruction(task, oldest["input"])
     history: list[Sample] = []
     for item in profile:
@@ -189,12 +199,33 @@ def _stream(
 
 
 def _instruction(task: str, question_input: str) -> str:
-    """The instruction of a question: its input up to and with the task's marker."""
+    """The instruction of a user's pairs: the question's input up to and with the task's marker.
+
+    Where a question says nothing that fits a pair (LaMP-1, LaMP-7's paraphrase, a question without the marker) it is
+    what LaMP's own code asks.
+    """
     marker = TASKS[task].marker
-    if not marker:
-        return LAMP1_INSTRUCTION
-    head, found, _ = question_input.partition(marker)
-    return head + found if found else marker
+    head, found, _ = question_input.partition(marker) if marker else ("", "", "")
+    if not found or (task == "LaMP_7" and head.startswith("Paraphrase")):
+        return PAIR_INSTRUCTIONS[task]
+    return head + found
+
+
+def _asks_for_news(question_input: str) -> bool:
+    return TASKS["LaMP_2"].marker not in question_input and TASKS["LaMP_2N"].marker in question_input
+
+
+def _date(item: Mapping[str, Any], path: Path) -> tuple[int, ...]:
+    """An item's date as numbers, so that 2020-5-1 comes before 2020-10-1; items without one come first."""
+    if "date" not in item:
+        return ()
+    date = str(item["date"])
+    if not _DATE.fullmatch(date):
+        identity = item.get("id", "?")
+        raise DataError(
+            f"{path}: profile item '{identity}' has '{date}' as 'date'; expected year, year-month or year-month-day"
+        )
+    return tuple(int(number) for number in re.findall(r"\d+", date))
 
 
 def _pair(task: str, item: Mapping[str, Any], path: Path) -> tuple[str, str]:
@@ -212,14 +243,14 @@ def _pair(task: str, item: Mapping[str, Any], path: Path) -> tuple[str, str]:
 def _profile_item(sample: Sample) -> dict[str, Any]:
     """The profile item that `_pair` turns back into the sample."""
     form = TASKS[sample.task]
-    marker = form.marker or LAMP1_INSTRUCTION
+    instruction = PAIR_INSTRUCTIONS[sample.task]
+    marker = form.marker if form.marker and form.marker in sample.input else instruction
     _, found, source = sample.input.partition(marker)
     source = source.strip()
     if not found or not source:
-        raise DataError(
-            f"user '{sample.user_id}': input {sample.seq} is not '... {marker} <text>' as {sample.task} asks"
-        )
-    item: dict[str, Any] = {"id": f"{sample.user_id}-{sample.seq}"}
+        shape = f"... {form.marker or instruction} <text>"
+        raise DataError(f"user '{sample.user_id}': input {sample.seq} is not '{shape}' as {sample.task} asks")
+    item: dict[str, Any] = {"id": f"{sample.user_id}-{sample.seq}"} | dict.fromkeys(form.unread, "")
     if sample.task == "LaMP_7":
         item["text"] = f"{source} {sample.output}"
     else:

@@ -1,21 +1,31 @@
 """Generated users with several domains that shift over time, in LaMP's shapes. Generated data: not LaMP.
 
 A user has one task and a few domains. A domain is a topic (which words the texts use) and a habit (how this user
-answers there): a favoured facet of a film, an aspect that decides a rating, a way to title, a way to end a tweet.
+answers there): a favoured facet of a film, an aspect that decides a rating, a way to title, a way to end a tweet, a
+school of research whose papers are cited.
 Two domains of one user never share a topic, and their habits conflict on purpose: what is right in one is wrong in the
 other, so a single set of tokens for all of them has to compromise, and a method that finds no habit stays near chance.
+
+Every LaMP task has a generator. Four of them (`GENERATED_TASKS`) are the default and what the shipped base LM was
+pre-trained on; the other three (`ALL_GENERATED_TASKS` has all) are new to it.
 """
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from nvcim.config import Settings
+from nvcim.data.generated_citations import SCHOOLS, STANCES, citation, paper
+from nvcim.data.generated_news import ANGLES, HEADLINES, news_article, news_story
+from nvcim.data.generated_topics import TOPICS as TOPICS
+from nvcim.data.generated_topics import Topic as Topic
 from nvcim.data.lamp import Sample, UserStream, split_tweet
+from nvcim.data.lamp_prompts import PAIR_INSTRUCTIONS
 from nvcim.randomness import named_seed
+
+GeneratedTask = Literal["LaMP_1", "LaMP_2", "LaMP_2N", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_7"]
 
 GENERATED_TASKS: tuple[Literal["LaMP_2", "LaMP_3", "LaMP_5", "LaMP_7"], ...] = (
     "LaMP_2",
@@ -23,6 +33,8 @@ GENERATED_TASKS: tuple[Literal["LaMP_2", "LaMP_3", "LaMP_5", "LaMP_7"], ...] = (
     "LaMP_5",
     "LaMP_7",
 )
+"""The tasks of the shipped base LM's pre-training; a user's task unless the settings name others."""
+ALL_GENERATED_TASKS: tuple[GeneratedTask, ...] = get_args(GeneratedTask)
 
 
 class UserSettings(Settings):
@@ -32,101 +44,13 @@ class UserSettings(Settings):
     come from a domain seen before, and `slips` of all answers do not follow the user's habit.
     """
 
-    tasks: tuple[Literal["LaMP_2", "LaMP_3", "LaMP_5", "LaMP_7"], ...] = Field(GENERATED_TASKS, min_length=1)
+    tasks: tuple[GeneratedTask, ...] = Field(GENERATED_TASKS, min_length=1)
     domains: int = Field(3, ge=1, le=8)
     period: int = Field(25, ge=1)
     queries_per_domain: int = Field(4, ge=1)
     stray: float = Field(0.1, ge=0, lt=1)
     slips: float = Field(0.05, ge=0, lt=1)
 
-
-@dataclass(frozen=True)
-class Topic:
-    """The words of one topic."""
-
-    name: str
-    people: tuple[str, ...]
-    places: tuple[str, ...]
-    things: tuple[str, ...]
-    methods: tuple[str, ...]
-
-
-def _topic(name: str, people: str, places: str, things: str, methods: str) -> Topic:
-    return Topic(name, *(tuple(words.split(", ")) for words in (people, places, things, methods)))
-
-
-TOPICS: tuple[Topic, ...] = (
-    _topic(
-        "kitchen",
-        "chef, baker, waiter, cook",
-        "bakery, diner, kitchen, cellar",
-        "sourdough, broth, oven, pepper, cheese, knife",
-        "slow roasting, fermenting, tasting",
-    ),
-    _topic(
-        "ocean",
-        "sailor, diver, captain, fisherman",
-        "harbour, reef, lagoon, pier",
-        "tide, whale, anchor, coral, ferry, squall",
-        "sonar, tagging, dredging",
-    ),
-    _topic(
-        "railway",
-        "conductor, engineer, porter, signalman",
-        "platform, depot, tunnel, junction",
-        "locomotive, timetable, carriage, brake, ticket, gauge",
-        "scheduling, inspection, welding",
-    ),
-    _topic(
-        "orchestra",
-        "violinist, composer, drummer, singer",
-        "theatre, studio, stage, academy",
-        "sonata, trumpet, rehearsal, chorus, tempo, baton",
-        "transposing, recording, tuning",
-    ),
-    _topic(
-        "hospital",
-        "nurse, surgeon, patient, midwife",
-        "ward, clinic, pharmacy, corridor",
-        "vaccine, scalpel, fever, bandage, diagnosis, pulse",
-        "imaging, screening, triage",
-    ),
-    _topic(
-        "farm",
-        "farmer, shepherd, vet, beekeeper",
-        "barn, orchard, pasture, silo",
-        "harvest, tractor, honey, wheat, goat, manure",
-        "grafting, rotation, irrigation",
-    ),
-    _topic(
-        "mountain",
-        "climber, guide, ranger, skier",
-        "summit, glacier, hut, ridge",
-        "avalanche, rope, altitude, granite, crevasse, trail",
-        "mapping, belaying, drilling",
-    ),
-    _topic(
-        "market",
-        "trader, broker, cashier, auditor",
-        "bank, exchange, shop, vault",
-        "loan, bond, inflation, coin, tariff, invoice",
-        "hedging, forecasting, lending",
-    ),
-    _topic(
-        "workshop",
-        "carpenter, potter, welder, smith",
-        "forge, garage, sawmill, bench",
-        "lathe, chisel, varnish, hinge, clay, rivet",
-        "sanding, casting, polishing",
-    ),
-    _topic(
-        "space",
-        "astronaut, pilot, physicist, astronomer",
-        "orbit, observatory, launchpad, crater",
-        "comet, rocket, telescope, nebula, module, asteroid",
-        "spectroscopy, docking, tracking",
-    ),
-)
 
 # LaMP-2's official tags (LaMP repository), grouped here into four facets; a cue is how a description shows the tag.
 FACETS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -154,24 +78,6 @@ FACETS: dict[str, dict[str, tuple[str, ...]]] = {
         "thought-provoking": ("it asks hard questions", "you ponder it for days"),
     },
 }
-TAGS = (
-    "sci-fi",
-    "based on a book",
-    "comedy",
-    "action",
-    "twist ending",
-    "dystopia",
-    "dark comedy",
-    "classic",
-    "psychology",
-    "fantasy",
-    "romance",
-    "thought-provoking",
-    "social commentary",
-    "violence",
-    "true story",
-)
-
 ASPECTS: dict[str, tuple[str, ...]] = {
     "price": ("the price is", "for the money it is", "the cost was"),
     "service": ("the staff were", "the service was", "the help is"),
@@ -204,14 +110,12 @@ ENDINGS: tuple[str, ...] = (
     "so blessed", "never again", "who knew ?", "just saying", "lol", "love it", "end of story", "send help",
 )  # fmt: skip
 
-INSTRUCTIONS = {
-    "LaMP_2": "Which tag does this movie relate to among the following tags? Just answer with the tag name without "
-    f"further explanation. tags: [{', '.join(TAGS)}] description:",
-    "LaMP_3": "What is the score of the following review on a scale of 1 to 5? just answer with 1, 2, 3, 4, or 5 "
-    "without further explanation. review:",
-    "LaMP_5": "Generate a title for the following abstract of a paper:",
-    "LaMP_7": "Complete the following tweet without any explanation before or after it:",
+ALL_INSTRUCTIONS = PAIR_INSTRUCTIONS | {
+    "LaMP_7": "Complete the following tweet without any explanation before or after it:"
 }
+"""The instructions of generated histories; generated tweets are asked about with the words of their history."""
+INSTRUCTIONS: dict[str, str] = {task: ALL_INSTRUCTIONS[task] for task in GENERATED_TASKS}
+"""Those of the pre-trained tasks; the shipped base LM's tokenizer has a token for each."""
 
 Writer = Callable[[random.Random, Topic, int], tuple[str, str]]
 """(rng, topic, habit) -> (text that is asked about, the answer of a user with this habit)."""
@@ -264,10 +168,21 @@ def _tweet(rng: random.Random, topic: Topic, habit: int) -> tuple[str, str]:
     return given, rest
 
 
-WRITERS: dict[str, Writer] = {"LaMP_2": _film, "LaMP_3": _review, "LaMP_5": _abstract, "LaMP_7": _tweet}
+WRITERS: dict[str, Writer] = {
+    "LaMP_1": paper,
+    "LaMP_2": _film,
+    "LaMP_2N": news_article,
+    "LaMP_3": _review,
+    "LaMP_4": news_story,
+    "LaMP_5": _abstract,
+    "LaMP_7": _tweet,
+}
 HABITS: dict[str, int] = {
+    "LaMP_1": len(SCHOOLS),
     "LaMP_2": 4,
+    "LaMP_2N": len(ANGLES),
     "LaMP_3": 9,
+    "LaMP_4": len(HEADLINES),
     "LaMP_5": len(TITLES),
     "LaMP_7": len(MOODS) * len(ENDINGS),
 }
@@ -276,23 +191,39 @@ HABITS: dict[str, int] = {
 
 def persona(task: str, habit: int) -> str:
     """A line in which a writer with this habit describes it (used in pre-training documents only)."""
+    if task == "LaMP_1":
+        stance, side = SCHOOLS[habit]
+        return f"about me : i read and write {STANCES[stance][side]} ."
+    if task == "LaMP_2N":
+        return f"about me : i file the news by {list(ANGLES)[habit]} ."
+    if task == "LaMP_4":
+        return f"about me : my headlines look like {_shown(HEADLINES[habit])} ."
     if task == "LaMP_2":
         return f"about me : i tag a film by its {list(FACETS)[habit]} ."
     if task == "LaMP_3":
         severity = ("strict", "fair", "generous")[habit // 3]
         return f"about me : i rate by {list(ASPECTS)[habit % 3]} and i am {severity} ."
     if task == "LaMP_5":
-        return f"about me : my titles look like {TITLES[habit].replace('{', '').replace('}', '')} ."
+        return f"about me : my titles look like {_shown(TITLES[habit])} ."
     return f"about me : i say {MOODS[habit % len(MOODS)]} and end with {ENDINGS[habit // len(MOODS)]} ."
+
+
+def _shown(template: str) -> str:
+    return template.replace("{", "").replace("}", "")
 
 
 def write_sample(
     rng: random.Random, task: str, topic: Topic, habit: int, slips: float = 0.0
 ) -> tuple[str, str]:
-    """Return (input, output) of one sample; with probability `slips` the answer follows a random habit."""
+    """Return (input, output) of one sample of a history; with probability `slips` the answer follows a random habit."""
     followed = rng.randrange(HABITS[task]) if rng.random() < slips else habit
     text, answer = WRITERS[task](rng, topic, followed)
-    return f"{INSTRUCTIONS[task]} {text}", answer
+    return f"{ALL_INSTRUCTIONS[task]} {text}", answer
+
+
+def write_question(rng: random.Random, task: str, topic: Topic, habit: int) -> tuple[str, str]:
+    """Return (input, output) of one question: a sample like those of the history, but for LaMP-1 (a citation)."""
+    return citation(rng, topic, habit) if task == "LaMP_1" else write_sample(rng, task, topic, habit)
 
 
 def generate_users(count: int, settings: UserSettings, seed: int) -> list[UserStream]:
@@ -314,18 +245,20 @@ def _generate_user(user: str, task: str, settings: UserSettings, seed: int) -> U
     topics = rng.sample(TOPICS, settings.domains)
     habits = _conflicting_habits(rng, task, settings.domains)
 
-    def sample(seq: int, domain: int, slips: float) -> Sample:
-        given, answer = write_sample(rng, task, topics[domain], habits[domain], slips)
+    def written(seq: int, domain: int) -> Sample:
+        given, answer = write_sample(rng, task, topics[domain], habits[domain], settings.slips)
+        return Sample(user, seq, task, given, answer, topics[domain].name)
+
+    def asked(seq: int, domain: int) -> Sample:
+        given, answer = write_question(rng, task, topics[domain], habits[domain])
         return Sample(user, seq, task, given, answer, topics[domain].name)
 
     history: list[Sample] = []
     for period in range(settings.domains):
         for _ in range(settings.period):
             strays = period > 0 and rng.random() < settings.stray
-            history.append(sample(len(history), rng.randrange(period) if strays else period, settings.slips))
-    queries = [
-        sample(i, i % settings.domains, 0.0) for i in range(settings.domains * settings.queries_per_domain)
-    ]
+            history.append(written(len(history), rng.randrange(period) if strays else period))
+    queries = [asked(i, i % settings.domains) for i in range(settings.domains * settings.queries_per_domain)]
     return UserStream(user, task, tuple(history), tuple(queries))
 
 
