@@ -1,14 +1,19 @@
 """Generation for many users in one batch, each with tokens of its own or none."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Cache, LogitsProcessor, LogitsProcessorList
 
 from nvcim.errors import DataError
-from nvcim.prompts.batching import left_padded, with_virtual_tokens
 from nvcim.prompts.language_model import LanguageModel
+from nvcim.prompts.prefix_cache import GrowingLayer, Prefix, PrefixCache, content_hash
+from nvcim.randomness import named_generator
 
 
 @dataclass(frozen=True)
@@ -29,51 +34,257 @@ def generate(
     max_new_tokens: int = 24,
     temperature: float = 0.0,
     seed: int = 0,
+    cache: PrefixCache | None = None,
 ) -> list[Generated]:
     """Answer every question after its virtual tokens.
+
+    An answer is the one that the question gets alone, whoever shares the batch, up to the rounding of batched
+    matrix products (1e-5 of the logits in float32): nothing is truncated, rows do not see each other, and each
+    row samples from a generator of its own, seeded by `seed`, its question and tokens, and how many equal rows
+    stand before it.
 
     Args:
         lm: the frozen model.
         questions: texts as the user asked them (the answer mark is added here).
-        tokens: for each question its virtual tokens [n, hidden], or None; all of one length n.
-        max_new_tokens: longest answer.
-        temperature: 0 takes the likeliest token; above 0 samples, reproducibly from `seed`.
+        tokens: for each question its virtual tokens [n, hidden], or None; n may differ from row to row.
+        max_new_tokens: longest answer, at least 1.
+        temperature: 0 takes the likeliest token; above 0 samples from softmax(logits / temperature).
         seed: of sampling.
+        cache: where the virtual tokens' keys and values are kept between calls; None computes them here. Of no
+            use, and not asked, where `lm.can_cache_prefix` is false.
 
     Raises:
-        DataError: a question that does not fit the model's context.
+        DataError: a question that does not fit the model's context, or tokens of a wrong width.
+        ValueError: a cache of another model, fewer tokens than questions, or less than one new token.
     """
     if not questions:
         return []
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; at least 1")
+    if cache is not None and cache.lm.model is not lm.model:
+        raise ValueError(f"the prefix cache belongs to model '{cache.lm.name}', not to '{lm.name}'")
     rows = [lm.question_ids(question) for question in questions]
-    n = max((len(t) for t in tokens if t is not None), default=0)
-    room = lm.context - n - max_new_tokens
-    for question, row in zip(questions, rows, strict=True):
+    _check(lm, questions, rows, tokens, max_new_tokens)
+    choice = Choice(rows, tokens, max_new_tokens, temperature, seed)
+    if lm.can_cache_prefix:
+        prefixes = [None] * len(rows) if cache is None else cache.of(tokens)
+        written = _decode(Batch(lm, rows, tokens, prefixes, max_new_tokens), choice)
+    else:
+        written = _decode_by_transformers(lm, rows, tokens, choice)
+    answers = []
+    for row, ids, token in zip(rows, written, tokens, strict=True):
+        ended = ids[-1] == lm.tokenizer.eos_token_id
+        count = len(row) + (0 if token is None else len(token))
+        text = lm.decode(ids[:-1] if ended else ids)
+        answers.append(Generated(text, count, len(ids) - ended, "stop" if ended else "length"))
+    return answers
+
+
+class Choice:
+    """Which token follows, given the logits; the draws are made beforehand, one per row and place.
+
+    Args:
+        rows: each row's question ids.
+        tokens: each row's virtual tokens, or None.
+        steps: longest answer.
+        temperature: 0 takes the likeliest.
+        seed: of sampling.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Sequence[int]],
+        tokens: Sequence[Tensor | None],
+        steps: int,
+        temperature: float,
+        seed: int,
+    ) -> None:
+        """Draw a uniform number for every row and step."""
+        self.steps = steps
+        self.temperature = temperature
+        self.uniform = torch.zeros(len(rows), steps, dtype=torch.float64)
+        if temperature <= 0:
+            return
+        seen: Counter[str] = Counter()
+        for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            name = f"{row} {'' if token is None else content_hash(token).hex()}"
+            generator = named_generator(seed, "sample", name, seen[name])
+            self.uniform[place] = torch.rand(steps, generator=generator, dtype=torch.float64)
+            seen[name] += 1
+
+    def pick(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        """Token ids [active].
+
+        Args:
+            logits: [active, vocabulary].
+            rows: [active], the places of those rows in the whole batch.
+            step: of the answer, from 0.
+        """
+        if self.temperature <= 0:
+            return logits.argmax(1)
+        mass = (logits.double() / self.temperature).softmax(1).cumsum(1)
+        drawn = self.uniform[rows.cpu(), step].to(logits.device)[:, None]
+        # Scaled by the sum, which rounding leaves a little off 1, so that a draw never falls behind the last token.
+        return torch.searchsorted(mass, drawn * mass[:, -1:], right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+
+
+class Batch:
+    """Rows that are being answered together, one token at a time.
+
+    In the buffers a row is [padding | virtual tokens | question and answer], without a gap, so that a sliding
+    window spans the same tokens as in the row alone. What the model reads at first (virtual tokens that come from
+    no cache, and the question but for its last token) is padded on the right and then shifted to end in one column.
+
+    Args:
+        lm: the frozen model, one that can cache prefixes.
+        rows: each row's question ids, one or more.
+        tokens: each row's virtual tokens [n, hidden], or None.
+        prefixes: each row's virtual tokens as keys and values; None: computed here from `tokens`.
+        steps: longest answer.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        rows: Sequence[Sequence[int]],
+        tokens: Sequence[Tensor | None],
+        prefixes: Sequence[Prefix | None],
+        steps: int,
+    ) -> None:
+        """Read everything but each question's last token."""
+        self.lm = lm
+        self.next_ids = torch.tensor([row[-1] for row in rows], device=lm.device)
+        """[active]: what `advance` reads first."""
+        texts = lm.embed(
+            torch.tensor([i for row in rows for i in row[:-1]], dtype=torch.long, device=lm.device)
+        )
+        parts = list(torch.split(texts, [len(row) - 1 for row in rows]))
+        for place, (token, prefix) in enumerate(zip(tokens, prefixes, strict=True)):
+            if token is not None and prefix is None:
+                parts[place] = torch.cat([token.to(lm.device, lm.dtype), parts[place]])
+        ready = torch.tensor([0 if prefix is None else len(prefix) for prefix in prefixes], device=lm.device)
+        lengths = torch.tensor([len(part) for part in parts], device=lm.device)
+        start, width = int(ready.max()), int(lengths.max())
+        room = start + width + steps
+        layers = lm.model.config.get_text_config(decoder=True).num_hidden_layers
+        self.layers = [GrowingLayer(layer, prefixes, start, room) for layer in range(layers)]
+        self.cache = Cache(layers=list(self.layers))
+        self.positions = ready + lengths
+        """[active]: the place of the next token in its own row."""
+        self.mask = torch.ones(len(rows), room, dtype=torch.long, device=lm.device)
+        if width:
+            self._read(pad_sequence(parts, batch_first=True), ready, lengths, start)
+        column = torch.arange(start + width, device=lm.device)
+        self.mask[:, : start + width] = column >= start + width - self.positions[:, None]
+
+    def _read(self, embedded: Tensor, ready: Tensor, lengths: Tensor, start: int) -> None:
+        """Run the beginnings [batch, width, hidden] through the model, then close the gap behind the shorter ones."""
+        width = embedded.shape[1]
+        column = torch.arange(start, device=ready.device)
+        text = torch.arange(width, device=ready.device)
+        mask = torch.cat([column >= start - ready[:, None], text < lengths[:, None]], dim=1).long()
+        self.lm.model.base_model(
+            inputs_embeds=embedded,
+            attention_mask=mask,
+            position_ids=(ready[:, None] + text).clamp(max=self.lm.context - 1),  # padding may lie behind it
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        gaps = width - lengths
+        if gaps.any():
+            for layer in self.layers:
+                layer.shift(gaps)
+
+    def advance(self) -> Tensor:
+        """Read `next_ids` and return the logits [active, vocabulary] of what follows, in float32."""
+        length = self.layers[0].length + 1
+        logits: Tensor = self.lm.model(
+            input_ids=self.next_ids[:, None],
+            attention_mask=self.mask[:, :length],
+            position_ids=self.positions[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits
+        self.positions = self.positions + 1
+        return logits[:, -1].float()
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [kept] of the active ones alone."""
+        for layer in self.layers:
+            layer.keep(rows)
+        self.next_ids, self.positions, self.mask = self.next_ids[rows], self.positions[rows], self.mask[rows]
+
+
+def _decode(batch: Batch, choice: Choice) -> list[list[int]]:
+    """Ids of every row's answer, its end of text included; a row that has ended leaves the batch."""
+    written: list[list[int]] = [[] for _ in batch.next_ids]
+    active = torch.arange(len(written), device=batch.next_ids.device)
+    for step in range(choice.steps):
+        batch.next_ids = choice.pick(batch.advance(), active, step)
+        for row, token in zip(active.tolist(), batch.next_ids.tolist(), strict=True):
+            written[row].append(token)
+        going = (batch.next_ids != batch.lm.tokenizer.eos_token_id).nonzero()[:, 0]
+        if len(going) == 0:
+            break
+        if len(going) < len(active):
+            batch.keep(going)
+            active = active[going]
+    return written
+
+
+class _Chosen(LogitsProcessor):
+    """Makes transformers' greedy loop take what `Choice` picks."""
+
+    def __init__(self, choice: Choice) -> None:
+        self.choice = choice
+        self.step = 0
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores [batch, vocabulary] that are highest where the choice fell."""
+        picked = self.choice.pick(scores.float(), torch.arange(len(scores)), self.step)
+        self.step += 1
+        only: Any = torch.full_like(scores, -torch.inf).scatter(1, picked[:, None], 0.0)
+        return only  # type: ignore[no-any-return]  # transformers names it by a CPU tensor's old class
+
+
+def _decode_by_transformers(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], tokens: Sequence[Tensor | None], choice: Choice
+) -> list[list[int]]:
+    """The same for models of other layers than attention, whose state transformers' own loop looks after."""
+    parts = [lm.embed(torch.tensor(row, device=lm.device)) for row in rows]
+    for place, token in enumerate(tokens):
+        if token is not None:
+            parts[place] = torch.cat([token.to(lm.device, lm.dtype), parts[place]])
+    mask = [torch.ones(len(part), dtype=torch.long, device=lm.device) for part in parts]
+    output = lm.model.generate(
+        inputs_embeds=pad_sequence(parts, batch_first=True, padding_side="left"),
+        attention_mask=pad_sequence(mask, batch_first=True, padding_side="left"),
+        max_new_tokens=choice.steps,
+        do_sample=False,
+        eos_token_id=lm.tokenizer.eos_token_id,
+        pad_token_id=lm.tokenizer.pad_token_id,
+        logits_processor=LogitsProcessorList([_Chosen(choice)]),
+    )
+    end = lm.tokenizer.eos_token_id
+    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in output.tolist()]
+
+
+def _check(
+    lm: LanguageModel,
+    questions: Sequence[str],
+    rows: Sequence[Sequence[int]],
+    tokens: Sequence[Tensor | None],
+    new: int,
+) -> None:
+    """Refuse what does not fit the model's width or context; nothing is ever truncated here."""
+    for question, row, token in zip(questions, rows, tokens, strict=True):
+        if token is not None and (token.ndim != 2 or token.shape[1] != lm.hidden):
+            shape = list(token.shape)
+            raise DataError(
+                f"question '{question[:40]}...' has tokens of shape {shape}; [n, {lm.hidden}] fit '{lm.name}'"
+            )
+        room = lm.context - (0 if token is None else len(token)) - new
         if len(row) > room:
             raise DataError(
                 f"question '{question[:40]}...' has {len(row)} tokens; at most {room} fit the context"
             )
-    ids, mask = left_padded(lm, rows)
-    filled = [torch.zeros(n, lm.hidden, device=lm.device) if t is None else t.to(lm.device) for t in tokens]
-    present = torch.tensor([t is not None for t in tokens], device=lm.device)
-    embedded, full_mask = with_virtual_tokens(lm, ids, mask, torch.stack(filled), present)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # transformers samples from torch's own state
-        output = lm.model.generate(
-            inputs_embeds=embedded,
-            attention_mask=full_mask,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=lm.tokenizer.eos_token_id,
-            pad_token_id=lm.tokenizer.pad_token_id,
-            **sampling,
-        )
-    answers = []
-    for row, ids_out, token in zip(rows, output.tolist(), tokens, strict=True):
-        end = (
-            ids_out.index(lm.tokenizer.eos_token_id) if lm.tokenizer.eos_token_id in ids_out else len(ids_out)
-        )
-        reason = "stop" if end < len(ids_out) else "length"
-        count = len(row) + (0 if token is None else len(token))
-        answers.append(Generated(lm.decode(ids_out[:end]), count, end, reason))
-    return answers

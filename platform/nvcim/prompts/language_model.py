@@ -74,7 +74,7 @@ class LanguageModel:
             config = AutoConfig.from_pretrained(source)
             _check_config(name, config)
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True
             )
         except (
@@ -88,6 +88,7 @@ class LanguageModel:
         ) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(f"model '{name}' cannot be loaded as a causal LM: {reason}") from error
+        model, report = loaded
         if missing := sorted(report["missing_keys"]):
             raise ModelError(
                 f"model '{name}' cannot be loaded as a causal LM: its files lack {len(missing)} of the weights, "
@@ -152,7 +153,7 @@ class LanguageModel:
             and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
             and set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
             and not getattr(config, "num_kv_shared_layers", None)
-            and not getattr(config, "per_layer_config", None)
+            and not getattr(config, "is_heterogeneous", False)
             and not {"dynamic", "longrope"} & set(_rope_types(getattr(config, "rope_parameters", None)))
             and not getattr(self.model, "_is_stateful", False)
         )
