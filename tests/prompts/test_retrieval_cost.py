@@ -74,6 +74,13 @@ def test_the_energy_is_that_of_the_product_and_of_one_comparison_fewer_than_scor
     )
 
 
+@pytest.mark.parametrize(("scores", "levels"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (128, 7), (129, 8)])
+def test_the_winners_tree_halves_the_scores_at_each_level(scores: int, levels: int) -> None:
+    winner = search_cost(SMALL, 4, scores).table["winner"]
+    assert winner.latency.value == pytest.approx(levels * ADD_TIME)
+    assert winner.energy.value == pytest.approx((scores - 1) * ADD_ENERGY)
+
+
 def test_a_device_with_published_conductances_uses_them() -> None:
     config = CrossbarConfig(
         device="RRAM_Wan2022", weight_bits=8
