@@ -4,6 +4,7 @@ All methods come down to three things that may change: the embeddings that go in
 them, and (LoRA) the modules they pass. A method says which; predicting and answering are the same for all.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nvcim.prompts.baselines.batches import AnsweredRows, Rows, answered_rows, question_rows
+from nvcim.prompts.baselines.batches import (
+    AnsweredRows,
+    Rows,
+    answered_rows,
+    checked_question_ids,
+    length_groups,
+    question_rows,
+)
 from nvcim.prompts.batching import position_ids
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.tuning import IGNORED
@@ -34,15 +42,18 @@ class Inputs:
     past: Any = None
 
     def after(self, tokens: Tensor) -> "Inputs":
-        """These inputs after virtual tokens [n, hidden] in the first columns, every row's padding behind them.
+        """These inputs with virtual tokens [n, hidden] right before each row's first real token, padding before them.
 
-        Positions count real tokens, so that a row sees its tokens right before its text whatever it is batched with
-        (a model with a sliding window sees the padding too once a text is longer than the window).
+        There, and not in the first columns, a sliding window too sees the same whatever a row is batched with.
         """
-        rows = len(self.embedded)
-        first = tokens.to(self.embedded.dtype).expand(rows, -1, -1)
-        ones = self.mask.new_ones(rows, len(tokens))
-        return Inputs(torch.cat([first, self.embedded], 1), torch.cat([ones, self.mask], 1), self.past)
+        rows, length, hidden = self.embedded.shape
+        n = len(tokens)
+        everything = torch.cat([tokens.to(self.embedded.dtype).expand(rows, -1, -1), self.embedded], 1)
+        column = torch.arange(n + length, device=self.mask.device)
+        from_token = column - (length - self.mask.sum(1, keepdim=True))  # 0 to n-1 is a virtual token
+        source = torch.where(from_token < 0, n + column, torch.where(from_token < n, from_token, column))
+        placed = everything.gather(1, source[..., None].expand(-1, -1, hidden))
+        return Inputs(placed, (from_token >= 0).to(self.mask.dtype), self.past)
 
 
 class Adapted(ABC):
@@ -51,10 +62,12 @@ class Adapted(ABC):
     Attributes:
         lm: the LM that predicts; LoRA's has modules of its own over the same weights.
         added: virtual tokens that take room in the context beside the text.
+        most_padding: columns that a row of a batch may be padded by, for its predictions to be its own.
     """
 
     lm: LanguageModel
     added: int = 0
+    most_padding: float = math.inf
 
     @abstractmethod
     def inputs(self, rows: Rows) -> Inputs:
@@ -72,22 +85,30 @@ class Adapted(ABC):
     @torch.no_grad()
     def loss(self, samples: Sequence[tuple[str, str]], rows_per_batch: int = 64) -> float:
         """Mean over (question, answer) samples of the mean answer loss, nats per token."""
-        batches = answered_rows(self.lm, samples, rows_per_batch)
+        batches = answered_rows(self.lm, samples, rows_per_batch, self.most_padding)
         return float(torch.cat([self.answer_losses(batch) for batch in batches]).mean())
 
     @torch.no_grad()
     def answer(self, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
-        """The likeliest answer to each question, token by token, all questions in one batch.
+        """The likeliest answer to each question, token by token, in one batch if padding does no harm.
 
         Raises:
             DataError: a question that does not fit the model's context.
         """
-        if not questions:
-            return []
-        lm = self.lm
-        given = self.inputs(question_rows(lm, questions, lm.context - self.added - max_new_tokens))
-        written: list[list[int]] = [[] for _ in questions]
-        ended = [False] * len(questions)
+        ids = checked_question_ids(self.lm, questions, self.lm.context - self.added - max_new_tokens)
+        answers = [""] * len(questions)
+        for places in length_groups([len(row) for row in ids], len(ids), self.most_padding):
+            rows = question_rows(self.lm, [ids[place] for place in places])
+            for place, written in zip(places, self._greedy(rows, max_new_tokens), strict=True):
+                answers[place] = self.lm.decode(written)
+        return answers
+
+    def _greedy(self, rows: Rows, max_new_tokens: int) -> list[list[int]]:
+        """Token ids of each row's answer, end of text left out."""
+        lm, count = self.lm, len(rows.ids)
+        given = self.inputs(rows)
+        written: list[list[int]] = [[] for _ in range(count)]
+        ended = [False] * count
         for _ in range(max_new_tokens):
             output = _forward(lm, given, keep=1)
             chosen = output.logits[:, -1].argmax(-1)
@@ -97,9 +118,9 @@ class Adapted(ABC):
                     written[row].append(token)
             if all(ended):
                 break
-            mask = torch.cat([given.mask, given.mask.new_ones(len(questions), 1)], 1)
+            mask = torch.cat([given.mask, given.mask.new_ones(count, 1)], 1)
             given = Inputs(lm.embed(chosen[:, None]), mask, output.past_key_values)
-        return [lm.decode(row) for row in written]
+        return written
 
 
 def _forward(lm: LanguageModel, given: Inputs, keep: int) -> Any:

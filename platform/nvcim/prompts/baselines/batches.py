@@ -1,5 +1,6 @@
 """A user's samples and questions as left-padded rows of token ids."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,8 +36,18 @@ class AnsweredRows:
     labels: Tensor
 
 
-def question_rows(lm: LanguageModel, questions: Sequence[str], room: int) -> Rows:
-    """Rows of questions that are to be answered.
+def length_groups(lengths: Sequence[int], rows: int, most_padding: float = math.inf) -> list[list[int]]:
+    """Places of texts that share a batch, shortest first: at most `rows`, none padded by more than `most_padding`."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not groups or len(groups[-1]) == rows or lengths[place] - lengths[groups[-1][0]] > most_padding:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
+
+
+def checked_question_ids(lm: LanguageModel, questions: Sequence[str], room: int) -> list[list[int]]:
+    """Token ids of questions that are to be answered.
 
     Raises:
         DataError: a question of more than `room` tokens.
@@ -47,19 +58,22 @@ def question_rows(lm: LanguageModel, questions: Sequence[str], room: int) -> Row
             raise DataError(
                 f"question '{question[:40]}...' has {len(row)} tokens; at most {room} fit the context"
             )
+    return ids
+
+
+def question_rows(lm: LanguageModel, ids: Sequence[Sequence[int]]) -> Rows:
+    """Rows of questions alone."""
     return Rows(*left_padded(lm, ids), torch.tensor([len(row) for row in ids], device=lm.device))
 
 
 def answered_rows(
-    lm: LanguageModel, samples: Sequence[tuple[str, str]], rows_per_batch: int
+    lm: LanguageModel, samples: Sequence[tuple[str, str]], rows_per_batch: int, most_padding: float
 ) -> Iterator[AnsweredRows]:
-    """Rows of (question, answer) pairs in batches, shortest first so that there is little padding."""
-    pairs = sorted(
-        ((lm.question_ids(question), lm.answer_ids(answer)) for question, answer in samples),
-        key=lambda pair: len(pair[0]) + len(pair[1]),
-    )
-    for start in range(0, len(pairs), rows_per_batch):
-        part = pairs[start : start + rows_per_batch]
+    """Rows of (question, answer) pairs in batches as `length_groups` makes them."""
+    pairs = [(lm.question_ids(question), lm.answer_ids(answer)) for question, answer in samples]
+    lengths = [len(question) + len(answer) for question, answer in pairs]
+    for places in length_groups(lengths, rows_per_batch, most_padding):
+        part = [pairs[place] for place in places]
         width = max(len(answer) for _, answer in part)
         labels = [[IGNORED] * (width - len(answer)) + answer for _, answer in part]
         asked = torch.tensor([len(question) for question, _ in part], device=lm.device)

@@ -1,5 +1,6 @@
 """A prefix of keys and values in every layer, held by PEFT; what prefix tuning and P-tuning v2 share."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,12 @@ class Prefixed(Adapted):
     def added(self) -> int:  # type: ignore[override]
         """Positions that the prefix takes."""
         return int(self.peft.active_peft_config.num_virtual_tokens)
+
+    @property
+    def most_padding(self) -> float:  # type: ignore[override]
+        """None for a model with a sliding window: padding between prefix and text would push the prefix out of it."""
+        config = self.lm.model.config.get_text_config(decoder=True)
+        return math.inf if getattr(config, "sliding_window", None) is None else 0
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:

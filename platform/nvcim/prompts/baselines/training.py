@@ -28,7 +28,7 @@ def train(
         Steps done: fewer than `settings.steps` where a loss or gradient was not finite, which ends the training with
         the last finite tensors.
     """
-    batches = list(answered_rows(adapted.lm, samples, settings.rows_per_batch))
+    batches = list(answered_rows(adapted.lm, samples, settings.rows_per_batch, adapted.most_padding))
     trained = [tensor for group in rated for tensor in group.tensors]
     optimiser = torch.optim.Adam(
         [{"params": list(group.tensors), "lr": group.learning_rate} for group in rated]
