@@ -13,7 +13,7 @@ from torch import Tensor
 from nvcim.errors import DataError
 from nvcim.prompts.frozen_decoder import unknown
 from nvcim.prompts.language_model import LanguageModel
-from nvcim.prompts.tuning import TuningJob, TuningSettings, tune
+from nvcim.prompts.tuning import TuningJob, TuningSettings, loss_gradients, tune
 
 SETTINGS = TuningSettings(tokens=4, steps=6)
 PAIRS = (
@@ -261,6 +261,16 @@ def test_a_penalty_is_added_to_each_jobs_own_loss(embedded: LanguageModel) -> No
     assert large.sum() > 20
     torch.testing.assert_close(shrunk[large], torch.full_like(shrunk[large], rates), rtol=0.2, atol=0)
     assert drawn[2].stopped == "not finite"
+
+
+def test_gradients_are_the_slope_of_the_jobs_loss(embedded: LanguageModel) -> None:
+    jobs = [job(embedded, "a", PAIRS[:2], 0), job(embedded, "b", PAIRS[2:], 1)]
+    tokens = [one.start * 0.5 for one in jobs]
+    for one, at, gradient in zip(jobs, tokens, loss_gradients(embedded, jobs, tokens, SETTINGS), strict=True):
+        step = 0.01 * at.norm() * gradient / gradient.norm()
+        ends = [tune(embedded, [replace(one, start=at + side * step)], SETTINGS)[0] for side in (-1, 1)]
+        slope = (ends[1].first_loss - ends[0].first_loss) / (2 * float(step.norm()))
+        assert slope == pytest.approx(float(gradient.norm()), rel=0.02)
 
 
 def test_bfloat16_learns_what_float32_learns(embedded: LanguageModel) -> None:

@@ -7,7 +7,7 @@ kernel serves (frozen_decoder.py).
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -132,22 +132,43 @@ def tune(
             however short its text is cut.
     """
     drafts = [_draft(lm, place, job, settings) for place, job in enumerate(jobs)]
-    alike: dict[tuple[int, Precision], list[_Draft]] = {}
-    for draft in sorted(drafts, key=lambda draft: draft.longest):
-        alike.setdefault((len(draft.job.start), draft.settings.precision), []).append(draft)
     results: dict[int, TuningResult] = {}
-    for (n, precision), group in alike.items():
-        # A job's engine must not depend on its company, so jobs that are too long for the fast one go apart.
-        engines: dict[type[FrozenRows], tuple[FrozenRows, list[_Draft]]] = {}
-        for draft in group:
-            engine = frozen_rows(lm, precision, n + draft.longest)
-            engines.setdefault(type(engine), (engine, []))[1].append(draft)
-        for engine, waiting in engines.values():
-            tuner = _Tuner(lm, engine, perturb, penalty, settings.rows_per_batch, deque(waiting))
-            while tuner.step():
-                on_step()
-            results |= tuner.results
+    for engine, waiting in _together(lm, drafts):
+        tuner = _Tuner(lm, engine, perturb, penalty, settings.rows_per_batch, deque(waiting))
+        while tuner.step():
+            on_step()
+        results |= tuner.results
     return [results[place] for place in range(len(jobs))]
+
+
+def loss_gradients(
+    lm: LanguageModel, jobs: Sequence[TuningJob], tokens: Sequence[Tensor], settings: TuningSettings
+) -> list[Tensor]:
+    """Gradients [n, hidden] of each job's mean answer loss with respect to its tokens, where they are `tokens`.
+
+    Args:
+        lm: the frozen model.
+        jobs: whose samples; of any number of tokens.
+        tokens: for each job [n, hidden], in place of its start.
+        settings: of every job that has none of its own; `rows_per_batch` and `precision` count.
+
+    Raises:
+        DataError: as `tune`.
+    """
+    moved = [replace(job, start=given) for job, given in zip(jobs, tokens, strict=True)]
+    found: dict[int, Tensor] = {}
+    for engine, drafts in _together(
+        lm, [_draft(lm, place, job, settings) for place, job in enumerate(moved)]
+    ):
+        waiting = deque(drafts)
+        while waiting:
+            batch = [waiting.popleft()]
+            while waiting and sum(len(d.rows) for d in [*batch, waiting[0]]) <= settings.rows_per_batch:
+                batch.append(waiting.popleft())
+            start = torch.stack([draft.job.start.detach().to(lm.device, torch.float32) for draft in batch])
+            _, gradients = _prepared(engine, batch)(start)
+            found |= {draft.place: gradient for draft, gradient in zip(batch, gradients, strict=True)}
+    return [found[place] for place in range(len(jobs))]
 
 
 # Jobs as rows -------------------------------------------------------------------------------------------------
@@ -192,6 +213,24 @@ def _draft(lm: LanguageModel, place: int, job: TuningJob, settings: TuningSettin
             )
         rows.append(Row(tuple(ids), tuple(answer_ids), 1 / len(job.samples)))
     return _Draft(place, job, job.settings or settings, tuple(rows), truncated)
+
+
+def _together(lm: LanguageModel, drafts: Sequence[_Draft]) -> list[tuple[FrozenRows, list[_Draft]]]:
+    """Jobs that can share batches, shortest first, and what runs them."""
+    engines: dict[tuple[int, Precision, type], tuple[FrozenRows, list[_Draft]]] = {}
+    for draft in sorted(drafts, key=lambda draft: draft.longest):
+        n, precision = len(draft.job.start), draft.settings.precision
+        # What runs a job must not depend on its company, so jobs that are too long for the fast way go apart.
+        engine = frozen_rows(lm, precision, n + draft.longest)
+        engines.setdefault((n, precision, type(engine)), (engine, []))[1].append(draft)
+    return list(engines.values())
+
+
+def _prepared(engine: FrozenRows, drafts: Sequence[_Draft]) -> Gradients:
+    """A batch of these jobs' rows."""
+    rows = [row for draft in drafts for row in draft.rows]
+    owners = [i for i, draft in enumerate(drafts) for _ in draft.rows]
+    return engine.gradients(rows, owners, len(drafts), len(drafts[0].job.start))
 
 
 # The batch ----------------------------------------------------------------------------------------------------
@@ -308,11 +347,7 @@ class _Tuner:
             self.state = _State.stacked([self.state, *entered] if self.state is not None else entered)
             self.gradients = None
         if self.gradients is None and self.active:
-            rows = [row for one in self.active for row in one.draft.rows]
-            owners = [i for i, one in enumerate(self.active) for _ in one.draft.rows]
-            self.gradients = self.engine.gradients(
-                rows, owners, len(self.active), len(self.active[0].draft.job.start)
-            )
+            self.gradients = _prepared(self.engine, [one.draft for one in self.active])
 
     def _losses(self, state: _State, gradients: Gradients) -> tuple[Tensor, Tensor]:
         """Answer losses [jobs] and gradients of `moved` [jobs, n, hidden], penalties included."""
