@@ -107,3 +107,12 @@ def any_lm(request: pytest.FixtureRequest, make_family: Callable[[str], Path]) -
             pytest.skip(f"the pre-trained stories260K model is not at hand: {STORIES}")
         return LanguageModel.load(str(STORIES), "cpu")
     return LanguageModel.load(str(make_family(request.param)), "cpu")
+
+
+@pytest.fixture
+def dynamic_lm(make_family: Callable[[str], Path]) -> LanguageModel:
+    """A tiny Llama whose rotation changes with the length of the text: it can cache no prefix."""
+    folder = make_family("llama")
+    rotation = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    model = AutoModelForCausalLM.from_pretrained(folder, rope_parameters=rotation)
+    return LanguageModel.wrap("dynamic", model, LanguageModel.load(str(folder), "cpu").tokenizer, "cpu")

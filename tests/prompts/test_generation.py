@@ -1,12 +1,17 @@
 """Generation for many users in one batch: everyone gets the answer that they would get alone."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from nvcim.errors import DataError
-from nvcim.prompts.generation import generate
+from nvcim.prompts import generation
+from nvcim.prompts.generation import Batch, Choice, generate
 from nvcim.prompts.language_model import LanguageModel
+from nvcim.prompts.prefix_cache import PrefixCache
 
 QUESTIONS = ("Complete the tweet: sailor whale", "a", "the price is awful , the staff were superb .")
 
@@ -41,6 +46,81 @@ def test_greedy_generation_is_the_likeliest_token_step_by_step(embedded: Languag
     assert got.prompt_tokens == len(ids) + 4
 
 
+def test_a_cache_changes_no_answer(any_lm: LanguageModel) -> None:
+    """Different numbers of tokens and rows without any, twice: first computed, then found."""
+    sets = [*tokens(any_lm, 1, 9), None, *tokens(any_lm, 1, 2)]
+    without = generate(any_lm, QUESTIONS, sets, max_new_tokens=6)
+    cache = PrefixCache(any_lm)
+    for _ in range(2):
+        assert generate(any_lm, QUESTIONS, sets, max_new_tokens=6, cache=cache) == without
+    assert (cache.hits, cache.misses) == (2, 2)
+    assert [
+        one.prompt_tokens - len(any_lm.question_ids(q)) for one, q in zip(without, QUESTIONS, strict=True)
+    ] == [
+        9,
+        0,
+        2,
+    ]
+
+
+@torch.no_grad()
+def test_answers_are_those_of_transformers_own_loop(any_lm: LanguageModel) -> None:
+    sets = tokens(any_lm, 3, 5)
+    ours = generate(any_lm, QUESTIONS, sets, max_new_tokens=8, cache=PrefixCache(any_lm))
+    for question, given, got in zip(QUESTIONS, sets, ours, strict=True):
+        embedded = torch.cat([given, any_lm.embed(torch.tensor(any_lm.question_ids(question)))])[None]
+        ids = any_lm.model.generate(
+            inputs_embeds=embedded,
+            attention_mask=torch.ones(embedded.shape[:2], dtype=torch.long),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=any_lm.tokenizer.eos_token_id,
+            pad_token_id=any_lm.tokenizer.pad_token_id,
+        )[0].tolist()
+        assert got.text == any_lm.decode(ids)
+        assert got.completion_tokens == len(ids) - (ids[-1] == any_lm.tokenizer.eos_token_id)
+
+
+def test_a_model_that_can_cache_no_prefix_answers_a_batch_as_each_alone(dynamic_lm: LanguageModel) -> None:
+    sets = [*tokens(dynamic_lm, 1, 9), None, *tokens(dynamic_lm, 1, 2)]
+    for temperature in (0.0, 1.3):
+        together = generate(dynamic_lm, QUESTIONS, sets, 6, temperature)
+        alone = [
+            generate(dynamic_lm, [q], [t], 6, temperature)[0] for q, t in zip(QUESTIONS, sets, strict=True)
+        ]
+        assert together == alone
+
+
+def test_both_loops_choose_the_same(embedded: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = [*tokens(embedded, 1, 9), None, *tokens(embedded, 1, 2)]
+    greedy, sampled = (generate(embedded, QUESTIONS, sets, 12, heat, seed=4) for heat in (0.0, 1.3))
+    monkeypatch.setitem(embedded.__dict__, "can_cache_prefix", False)
+    monkeypatch.setattr(generation, "Batch", None)  # our own loop would fail
+    assert generate(embedded, QUESTIONS, sets, 12) == greedy
+    assert generate(embedded, QUESTIONS, sets, 12, 1.3, seed=4) == sampled
+
+
+def test_rows_that_end_leave_the_batch(embedded: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row k ends after k tokens, whatever the model says; the model then reads one row less."""
+    read: list[int] = []
+    advance = Batch.advance
+
+    def seen(batch: Batch) -> Tensor:
+        read.append(len(batch.next_ids))
+        return advance(batch)
+
+    def ends_in_turn(choice: Choice, logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        return torch.where(rows <= step, embedded.tokenizer.eos_token_id, 10 + rows)
+
+    monkeypatch.setattr(Batch, "advance", seen)
+    monkeypatch.setattr(Choice, "pick", ends_in_turn)
+    answers = generate(embedded, QUESTIONS, [None] * 3, max_new_tokens=9)
+    assert read == [3, 2, 1]
+    assert [one.completion_tokens for one in answers] == [0, 1, 2]
+    assert {one.finish_reason for one in answers} == {"stop"}
+    assert [one.text for one in answers] == ["", embedded.decode([11]), embedded.decode([12, 12])]
+
+
 def test_tokens_change_the_answer(embedded: LanguageModel) -> None:
     answers = {generate(embedded, QUESTIONS[:1], [one])[0].text for one in [None, *tokens(embedded, 4)]}
     assert len(answers) > 1
@@ -58,6 +138,51 @@ def test_sampling_is_reproducible_and_leaves_torch_alone(embedded: LanguageModel
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_sample_does_not_depend_on_who_else_is_in_the_batch(any_lm: LanguageModel) -> None:
+    sets = [*tokens(any_lm, 1), None, *tokens(any_lm, 1, 2)]
+    together = generate(any_lm, QUESTIONS, sets, 6, temperature=1.2, seed=5)
+    turned = generate(any_lm, QUESTIONS[::-1], sets[::-1], 6, temperature=1.2, seed=5)
+    assert turned[::-1] == together
+    alone = [generate(any_lm, [q], [t], 6, 1.2, 5)[0] for q, t in zip(QUESTIONS, sets, strict=True)]
+    assert alone == together
+    # The first of two equal rows gets what it gets alone, the second another draw.
+    twice = generate(any_lm, [QUESTIONS[0]] * 2, [sets[0]] * 2, 6, 1.2, 5)
+    assert twice[0] == alone[0] != twice[1]
+
+
+def test_samples_follow_the_softmax_at_the_temperature() -> None:
+    """Shares of 20,000 draws against softmax([0, 1, 2] / 2), by hand; 0.01 is three standard errors."""
+    count = 20_000
+    choice = Choice([[i] for i in range(count)], [None] * count, 1, temperature=2.0, seed=0)
+    picked = choice.pick(torch.tensor([[0.0, 1.0, 2.0]]).expand(count, 3), torch.arange(count), 0)
+    shares = picked.bincount(minlength=3) / count
+    weights = [1.0, 1.6487, 2.7183]  # exp(0), exp(1/2), exp(1)
+    expected = torch.tensor(weights) / sum(weights)
+    torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
+
+
+def test_a_token_of_no_probability_is_never_drawn() -> None:
+    choice = Choice([[0], [1]], [None, None], 1, temperature=1.0, seed=0)
+    choice.uniform = torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64)  # the ends of what can be drawn
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(2, 4)
+    assert choice.pick(logits, torch.arange(2), 0).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt2", "llama"])
+def test_bfloat16_answers_are_near_those_of_float32(make_family: Callable[[str], Path], family: str) -> None:
+    """Logits within a tenth of their spread on the tiny models; tuned tokens stay float32 until the model's edge."""
+    folder = str(make_family(family))
+    full, half = LanguageModel.load(folder, "cpu"), LanguageModel.load(folder, "cpu", "bfloat16")
+    sets = tokens(full, 3, 5)
+    answers = generate(half, QUESTIONS, sets, 4, cache=PrefixCache(half))
+    assert [one.prompt_tokens for one in answers] == [len(full.question_ids(q)) + 5 for q in QUESTIONS]
+    rows = [full.question_ids(q) for q in QUESTIONS]
+    expected, got = (Batch(lm, rows, sets, PrefixCache(lm).of(sets), 1).advance() for lm in (full, half))
+    assert got.dtype == torch.float32
+    assert (got - expected).abs().max() < 0.1 * expected.std()
+    assert not torch.equal(got, expected)
+
+
 def test_no_questions_give_no_answers(embedded: LanguageModel) -> None:
     assert generate(embedded, [], []) == []
 
@@ -70,3 +195,28 @@ def test_a_question_that_fits_is_answered_and_one_more_token_is_refused(embedded
     assert generate(embedded, [text], one, max_new_tokens=8)
     with pytest.raises(DataError, match=r"question 'whale .*' has \d+ tokens; at most 500 fit the context"):
         generate(embedded, [text + " whale whale"], one, max_new_tokens=8)
+
+
+def test_a_long_neighbour_takes_no_room_from_a_question(embedded: LanguageModel) -> None:
+    text = "whale"
+    while len(embedded.question_ids(text + " whale")) <= embedded.context - 4 - 8:
+        text += " whale"
+    few, many = *tokens(embedded, 1, 4), *tokens(embedded, 1, 40)
+    assert len(generate(embedded, [text, "a"], [few, many], max_new_tokens=8)) == 2
+    with pytest.raises(DataError, match="at most 464 fit the context"):
+        generate(embedded, [text], [many], max_new_tokens=8)
+
+
+def test_tokens_of_a_wrong_width_are_refused(embedded: LanguageModel) -> None:
+    with pytest.raises(DataError, match=r"tokens of shape \[4, 64\]; \[n, 128\] fit 'embedded'"):
+        generate(embedded, ["a whale"], [torch.zeros(4, 64)])
+
+
+def test_another_models_cache_and_an_empty_answer_are_refused(
+    embedded: LanguageModel, make_family: Callable[[str], Path]
+) -> None:
+    other = LanguageModel.load(str(make_family("llama")), "cpu")
+    with pytest.raises(ValueError, match="the prefix cache belongs to model"):
+        generate(embedded, ["a whale"], [None], cache=PrefixCache(other))
+    with pytest.raises(ValueError, match="max_new_tokens is 0; at least 1"):
+        generate(embedded, ["a whale"], [None], max_new_tokens=0)

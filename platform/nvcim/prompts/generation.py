@@ -39,9 +39,9 @@ def generate(
     """Answer every question after its virtual tokens.
 
     An answer is the one that the question gets alone, whoever shares the batch, up to the rounding of batched
-    matrix products (1e-5 of the logits in float32): nothing is truncated, rows do not see each other, and each
-    row samples from a generator of its own, seeded by `seed`, its question and tokens, and how many equal rows
-    stand before it.
+    matrix products (in float32 at most 1e-5, plus 1e-5 of a logit): nothing is truncated, rows do not see each
+    other, and each row samples from a generator of its own, seeded by `seed`, its question and tokens, and how
+    many equal rows stand before it.
 
     Args:
         lm: the frozen model.
