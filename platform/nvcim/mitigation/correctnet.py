@@ -8,8 +8,9 @@ modules whose places reinforcement learning chooses. From memory of the paper, t
 with log-normal variation there. Ours: W is the matrix of a token set's code, taken at a mean row norm of 1 so that beta
 and lambda do not depend on the embedding's units; of W^T W and W W^T the smaller is used (tokens are fewer than the
 code is wide); with Gaussian variation of relative sigma, lambda = lipschitz / (1 + 3 sigma), which bounds a factor
-(1 + sigma eps) at three sigma. There is one place for a compensation module, after read-back, so nothing is searched:
-one linear layer, started at the identity and trained on freshly drawn noise.
+(1 + sigma eps) at three sigma. There is one place for a compensation module, after read-back, so nothing is searched.
+It is one linear layer, fitted to many draws of the noise by least squares: where training by gradients would end. It
+wants many more codes than a code is wide: of N codes, about width / N of the error's square is fitted for nothing.
 """
 
 from collections.abc import Mapping
@@ -41,15 +42,18 @@ class LinearCompensator(nn.Module):
 
 
 class CorrectNet(Mitigation):
-    """Regularised training and a compensation layer. Steps, batch and rates are ours, measured to work here."""
+    """Regularised training and a compensation layer."""
 
     name: ClassVar[str] = "correctnet"
 
     beta: float = Field(0.01, ge=0, description="weight of the penalty; the paper's value is not known")
     lipschitz: float = Field(1.0, gt=0, description="largest amplification of an error that is aimed at")
-    steps: int = Field(300, ge=0, description="of the compensation layer's training")
-    batch: int = Field(256, ge=1)
-    learning_rate: float = Field(3e-3, gt=0, description="Adam, falling linearly to a tenth")
+    draws: int = Field(
+        32, ge=1, description="of the noise on every code that the compensation layer is fitted to"
+    )
+    ridge: float = Field(
+        1e-4, gt=0, description="pull towards the identity, relative to the codes' mean square"
+    )
 
     def penalty(self, matrix: Tensor, sigma: float | Tensor = 0.1) -> Tensor:
         """beta * ||W W^T - lambda^2 I||^2 / n per job: [jobs]."""
@@ -65,21 +69,23 @@ class CorrectNet(Mitigation):
         return self.beta / least * (gram - target).square().sum((-2, -1))
 
     def compensator(self, codes: Tensor, perturb: Perturbation, generator: Generator) -> nn.Module:
-        """Train a `LinearCompensator` to give back codes [N, width] from what `perturb` makes of them."""
+        """Fit a `LinearCompensator` to give back codes [N, width] from what `perturb` makes of them."""
         codes = codes.detach()
-        module = LinearCompensator(codes.shape[1]).to(codes)
-        scale = codes.square().mean().clamp_min(1e-30)
-        optimiser = torch.optim.Adam(module.parameters(), lr=self.learning_rate)
-        for step in range(self.steps):
-            for group in optimiser.param_groups:
-                group["lr"] = self.learning_rate * (1 - 0.9 * step / self.steps)
-            chosen = torch.randint(len(codes), (self.batch,), generator=generator).to(codes.device)
-            picked = codes[chosen]
-            loss = (module(perturb(picked, generator)) - picked).square().mean() / scale
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-        return module.requires_grad_(False)
+        width = codes.shape[1]
+        gram = torch.zeros(width + 1, width + 1, dtype=torch.float64)
+        aim = torch.zeros(width + 1, width, dtype=torch.float64)
+        for _ in range(self.draws):
+            noisy = perturb(codes, generator).double().cpu()
+            rows = torch.cat([noisy, torch.ones(len(noisy), 1, dtype=torch.float64)], dim=1)
+            gram += rows.T @ rows
+            aim += rows.T @ (codes.double().cpu() - noisy)
+        held = self.ridge * float(gram.diagonal()[:width].mean())
+        solved = torch.linalg.solve(gram + max(held, 1e-300) * torch.eye(width + 1, dtype=torch.float64), aim)
+        module = LinearCompensator(width)
+        with torch.no_grad():
+            module.layer.weight.copy_(solved[:width].T)
+            module.layer.bias.copy_(solved[width])
+        return module.to(codes).requires_grad_(False)
 
     def restored_compensator(self, state: Mapping[str, Tensor]) -> nn.Module:
         """A `LinearCompensator` from its state."""

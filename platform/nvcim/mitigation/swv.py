@@ -4,7 +4,7 @@ Source: SWIM (Yan, Hu, Shi, DAC 2022; code MariusAnje/SWIM). Weights are ranked 
 
     |d2L/dw2| * max|W| * alpha + |w|,   alpha = 1e6: magnitude only breaks ties
 
-and the top share is written with verification, the rest once. SWIM writes verified weights with a sigma of 0.03; here
+and the top share is written with verification, the rest once. SWIM draws verified weights with a sigma of 0.03; here
 the array's own write-verify does it, pulse by pulse, until a cell is within `tolerance` of its level.
 
 Ours: a code's element takes the place of a weight, and the loss is the language model's on the sample that the code
@@ -34,7 +34,9 @@ class SelectiveWriteVerify(Mitigation):
     )
     alpha: float = Field(1e6, gt=0, description="weight of the sensitivity against the magnitude (SWIM)")
     tolerance: float = Field(
-        0.1, gt=0, description="level steps; the array's default, SWIM states a sigma instead"
+        0.05,
+        gt=0,
+        description="level steps; evenly within it is a sigma of 0.05 / sqrt(3) = 0.03, SWIM's after verification",
     )
     max_pulses: int = Field(20, ge=1, le=255, description="the array's default; SWIM has no limit")
 
