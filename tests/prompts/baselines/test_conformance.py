@@ -1,5 +1,6 @@
 """What every prompt-tuning baseline must do, on the embedded LM and on tiny random ones of other architectures."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -220,16 +221,21 @@ def test_one_sample_is_enough(method: Baseline, embedded: LanguageModel) -> None
 @pytest.mark.parametrize(
     ("name", "rate"),
     [
+        ("vanilla", "vanilla_learning_rate"),
         ("prefix-tuning", "prefix_learning_rate"),
         ("p-tuning-v2", "p_tuning_v2_learning_rate"),
+        ("dept", "dept_learning_rate"),
         ("lora", "lora_learning_rate"),
     ],
 )
-def test_training_ends_with_the_last_finite_state(name: str, rate: str, embedded: LanguageModel) -> None:
-    wild = SETTINGS.model_copy(update={rate: 1e37})
+def test_training_that_runs_away_ends_with_what_still_worked(
+    name: str, rate: str, embedded: LanguageModel
+) -> None:
+    wild = SETTINGS.model_copy(update={rate: math.inf})
     fitted = get_baseline(name).fit(embedded, SAMPLES, wild, seed=1)
     assert fitted.cost.steps < wild.steps
     assert all(bool(torch.isfinite(tensor).all()) for tensor in fitted.state_dict().values())
+    assert math.isfinite(fitted.loss(SAMPLES))
 
 
 def test_an_unknown_baseline_is_refused_with_those_that_exist() -> None:

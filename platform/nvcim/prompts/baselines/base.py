@@ -27,7 +27,7 @@ class TrainingCost:
     Attributes:
         trained_parameters: numbers that the optimiser moved.
         storage_bytes: of what has to be kept for the user, as stored (float32).
-        steps: done; fewer than asked for where a loss or gradient was not finite.
+        steps: updates kept; fewer than asked for where a loss or gradient was not finite.
         trained_tokens: tokens passed forward and backward through the LM, padding left out: per step every question,
             every answer, and the virtual tokens before each (a prefix of keys and values passes no layer).
         seconds: measured, from the samples to what is kept.

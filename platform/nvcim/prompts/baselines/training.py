@@ -25,14 +25,15 @@ def train(
     """Train tensors in place; every step sees all samples and weighs them alike.
 
     Returns:
-        Steps done: fewer than `settings.steps` where a loss or gradient was not finite, which ends the training with
-        the last finite tensors.
+        Updates made: fewer than `settings.steps` where a gradient was not finite; the update that led there is then
+        taken back and the training ends.
     """
     batches = list(answered_rows(adapted.lm, samples, settings.rows_per_batch, adapted.most_padding))
     trained = [tensor for group in rated for tensor in group.tensors]
     optimiser = torch.optim.Adam(
         [{"params": list(group.tensors), "lr": group.learning_rate} for group in rated]
     )
+    before = [tensor.detach().clone() for tensor in trained]
     for step in range(settings.steps):
         for group, given in zip(optimiser.param_groups, rated, strict=True):
             group["lr"] = given.learning_rate * (1 - 0.9 * step / settings.steps)
@@ -42,6 +43,10 @@ def train(
             for tensor, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
                 tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
         if not all(bool(torch.isfinite(tensor.grad).all()) for tensor in trained if tensor.grad is not None):
-            return step
+            with torch.no_grad():
+                for tensor, last in zip(trained, before, strict=True):
+                    tensor.copy_(last)
+            return max(0, step - 1)
+        before = [tensor.detach().clone() for tensor in trained]
         optimiser.step()
     return settings.steps

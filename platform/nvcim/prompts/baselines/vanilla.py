@@ -63,7 +63,7 @@ class VanillaPromptTuning(Baseline):
             rows_per_batch=settings.rows_per_batch,
         )
         (result,) = tune(lm, [job], how)
-        return Kept({PROMPT: result.tokens.cpu()}, result.tokens.numel(), settings.steps)
+        return Kept({PROMPT: result.tokens.cpu()}, result.tokens.numel(), result.steps)
 
     def restore(self, lm: LanguageModel, state: Mapping[str, Tensor], settings: BaselineSettings) -> Adapted:
         """The LM behind the stored prompt."""
