@@ -1,5 +1,6 @@
 """Generation for many users in one batch: everyone gets the answer that they would get alone."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,9 +208,16 @@ def test_a_long_neighbour_takes_no_room_from_a_question(embedded: LanguageModel)
         generate(embedded, [text], [many], max_new_tokens=8)
 
 
-def test_tokens_of_a_wrong_width_are_refused(embedded: LanguageModel) -> None:
-    with pytest.raises(DataError, match=r"tokens of shape \[4, 64\]; \[n, 128\] fit 'embedded'"):
-        generate(embedded, ["a whale"], [torch.zeros(4, 64)])
+@pytest.mark.parametrize("shape", [(4, 64), (0, 128), (128,)])
+def test_tokens_that_do_not_fit_the_model_are_refused(
+    embedded: LanguageModel, shape: tuple[int, ...]
+) -> None:
+    good = torch.zeros(4, 128)
+    expected = rf"virtual tokens of shape {re.escape(str(list(shape)))}; \[n, 128\] with n of at least 1 fit"
+    with pytest.raises(DataError, match=expected):
+        generate(embedded, ["a whale", "a"], [good, torch.zeros(shape)])
+    with pytest.raises(DataError, match=expected):
+        PrefixCache(embedded).of([good, torch.zeros(shape)])
 
 
 def test_another_models_cache_and_an_empty_answer_are_refused(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from nvcim.errors import DataError, ModelError
+from nvcim.errors import ModelError
 from nvcim.prompts import prefix_cache
 from nvcim.prompts.generation import Batch
 from nvcim.prompts.language_model import LanguageModel
@@ -130,11 +130,6 @@ def test_a_cache_too_small_for_one_prefix_still_answers(embedded: LanguageModel)
     assert (len(cache), cache.nbytes) == (0, 0)
     with pytest.raises(ValueError, match="capacity is -1 bytes; at least 0"):
         PrefixCache(embedded, capacity=-1)
-
-
-def test_tokens_of_another_width_or_model_are_refused(embedded: LanguageModel) -> None:
-    with pytest.raises(DataError, match=r"virtual tokens of shape \[5, 64\]; \[n, 128\] fit 'embedded'"):
-        PrefixCache(embedded).of([torch.zeros(5, 64)])
 
 
 def test_a_model_whose_rotation_changes_with_length_is_refused(dynamic_lm: LanguageModel) -> None:

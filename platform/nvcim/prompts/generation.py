@@ -12,7 +12,7 @@ from transformers import Cache, LogitsProcessor, LogitsProcessorList
 
 from nvcim.errors import DataError
 from nvcim.prompts.language_model import LanguageModel
-from nvcim.prompts.prefix_cache import GrowingLayer, Prefix, PrefixCache, content_hash
+from nvcim.prompts.prefix_cache import GrowingLayer, Prefix, PrefixCache, check_tokens, content_hash
 from nvcim.randomness import named_generator
 
 
@@ -278,11 +278,8 @@ def _check(
 ) -> None:
     """Refuse what does not fit the model's width or context; nothing is ever truncated here."""
     for question, row, token in zip(questions, rows, tokens, strict=True):
-        if token is not None and (token.ndim != 2 or token.shape[1] != lm.hidden):
-            shape = list(token.shape)
-            raise DataError(
-                f"question '{question[:40]}...' has tokens of shape {shape}; [n, {lm.hidden}] fit '{lm.name}'"
-            )
+        if token is not None:
+            check_tokens(lm, token)
         room = lm.context - (0 if token is None else len(token)) - new
         if len(row) > room:
             raise DataError(

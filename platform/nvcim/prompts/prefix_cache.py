@@ -83,8 +83,11 @@ class PrefixCache:
             tokens: each [n, hidden], or None for a row without.
 
         Raises:
-            DataError: tokens of another width than the model's.
+            DataError: no tokens in a set, or tokens of another width than the model's.
         """
+        for one in tokens:
+            if one is not None:
+                check_tokens(self.lm, one)
         names = [None if one is None else content_hash(one) for one in tokens]
         wanted = {name: one for name, one in zip(names, tokens, strict=True) if name and one is not None}
         found = {name: self._held[name] for name in wanted if name in self._held}
@@ -94,7 +97,7 @@ class PrefixCache:
         for length in sorted({len(one) for one in missing.values()}):
             chosen = [name for name, one in missing.items() if len(one) == length]
             prefixes = compute_prefixes(
-                self.lm, torch.stack([missing[name].to(self.lm.device) for name in chosen])
+                self.lm, torch.stack([missing[name].to(self.lm.device, self.lm.dtype) for name in chosen])
             )
             found.update(zip(chosen, prefixes, strict=True))
         for name in wanted:
@@ -126,6 +129,18 @@ def content_hash(tokens: Tensor) -> bytes:
     return hashlib.sha256(str(tuple(content.shape)).encode() + content.numpy().tobytes()).digest()
 
 
+def check_tokens(lm: LanguageModel, tokens: Tensor) -> None:
+    """Refuse what is no set of virtual tokens of this model.
+
+    Raises:
+        DataError: not [n, hidden] with n of at least 1.
+    """
+    if tokens.ndim != 2 or len(tokens) == 0 or tokens.shape[1] != lm.hidden:
+        raise DataError(
+            f"virtual tokens of shape {list(tokens.shape)}; [n, {lm.hidden}] with n of at least 1 fit '{lm.name}'"
+        )
+
+
 @torch.no_grad()
 def compute_prefixes(lm: LanguageModel, tokens: Tensor) -> list[Prefix]:
     """Run virtual tokens through the model as the beginning of a text.
@@ -136,12 +151,7 @@ def compute_prefixes(lm: LanguageModel, tokens: Tensor) -> list[Prefix]:
 
     Returns:
         One prefix per row, each with storage of its own.
-
-    Raises:
-        DataError: tokens of another width than the model's.
     """
-    if tokens.ndim != 3 or tokens.shape[2] != lm.hidden:
-        raise DataError(f"virtual tokens of shape {list(tokens.shape[1:])}; [n, {lm.hidden}] fit '{lm.name}'")
     cache = DynamicCache()
     positions = torch.arange(tokens.shape[1], device=lm.device).expand(len(tokens), -1)
     lm.model.base_model(
