@@ -3,7 +3,7 @@
 import base64
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from nvcim.errors import RunError
+from nvcim.report.comparison_figures import comparison_figures, set_figures
+from nvcim.report.comparison_tables import comparison_tables, metric_tables, point_tables, set_tables
+from nvcim.report.crossbar_tables import TextTable
 from nvcim.report.figures import (
     Figure,
     fleet_figures,
@@ -19,13 +22,21 @@ from nvcim.report.figures import (
     stage_figures,
     sweep_figures,
 )
-from nvcim.report.groups import Row, distinct, mean, spread, values
+from nvcim.report.groups import Row, mean, spread, values
+from nvcim.report.retrieval_figures import retrieval_figures
+from nvcim.report.retrieval_tables import retrieval_tables
+from nvcim.report.style import WIDE
 from nvcim.storage import RunFolder, atomic_write_text
+
+
+def _none(run: RunFolder) -> list[TextTable]:
+    """For sections that have no tables beside their summary."""
+    return []
 
 
 @dataclass(frozen=True)
 class _Section:
-    """A part of the page: the table it shows, its heading, its figures, and the columns of its summary."""
+    """A part of the page: the table it shows, its heading, its figures and tables, the columns of its summary."""
 
     table: str
     heading: str
@@ -33,9 +44,57 @@ class _Section:
     figures: Callable[[Sequence[Row]], list[Figure]]
     by: tuple[str, ...]
     numbers: tuple[str, ...]
+    tables: Callable[[RunFolder], list[TextTable]] = field(default=_none)
 
 
 _SECTIONS = (
+    _Section(
+        "comparison",
+        "Comparison: NVCiM-PT, other mitigations, and prompts without a crossbar",
+        "All methods of a task and seed have the same users, queries and frozen language model. Those with a crossbar "
+        "keep their tokens on simulated memory cells; differences are judged seed by seed.",
+        comparison_figures,
+        ("part", "model", "task", "method", "device", "sigma", "buffer"),
+        ("score", "hit", "parsed"),
+        comparison_tables,
+    ),
+    _Section(
+        "comparison_sets",
+        "What the methods keep for a user, and what training took",
+        "Counted on what was kept and trained in the comparison.",
+        set_figures,
+        ("model", "task", "method", "device"),
+        ("storage_bytes", "trained_parameters", "tuning_steps", "trained_tokens", "reconstruction_error"),
+        set_tables,
+    ),
+    _Section(
+        "retrieval_cost",
+        "Cost of retrieval: crossbars against processors",
+        "One query's search over stored token sets: a vector times a matrix and the place of the largest score. "
+        "Crossbars and edge CPUs are modelled, this CPU is measured.",
+        retrieval_figures,
+        ("what", "processor", "device", "ovts", "basis"),
+        ("latency_s", "energy_j", "time_ratio", "energy_ratio"),
+        lambda run: retrieval_tables(run.read_table("retrieval_cost").to_pylist()),
+    ),
+    _Section(
+        "comparison_metrics",
+        "Official metrics of the tasks",
+        "As the benchmark scores them, over all answers of a seed.",
+        lambda rows: [],
+        ("part", "model", "task", "metric", "method", "device", "sigma", "buffer"),
+        ("value", "queries"),
+        metric_tables,
+    ),
+    _Section(
+        "comparison_points",
+        "Points of the comparison",
+        "A point is one model, task, seed and setting with all its devices and methods.",
+        lambda rows: [],
+        ("part", "model", "task", "status"),
+        ("answers", "seconds"),
+        point_tables,
+    ),
     _Section(
         "fleet_scores",
         "Fleet: what prompts are worth on each device",
@@ -118,6 +177,7 @@ def _rendered(section: _Section, folder: RunFolder) -> dict[str, Any] | None:
                 config={"displayModeBar": False, "responsive": True},
             ),
             "basis": figure.basis,
+            "wide": figure.plot.layout.meta == WIDE,
             "note": figure.note,
         }
         for index, figure in enumerate(section.figures(rows))
@@ -127,6 +187,7 @@ def _rendered(section: _Section, folder: RunFolder) -> dict[str, Any] | None:
         "heading": section.heading,
         "about": section.about,
         "figures": figures,
+        "tables": section.tables(folder),
         "columns": [*section.by, "rows", *section.numbers],
         "summary": _summary(rows, section),
     }
@@ -134,10 +195,11 @@ def _rendered(section: _Section, folder: RunFolder) -> dict[str, Any] | None:
 
 def _summary(rows: Sequence[Row], section: _Section) -> list[list[str]]:
     """One line per combination of the `by` columns: count, then mean (and spread) of the numbers."""
-    keyed = [{**row, "_key": tuple(row[column] for column in section.by)} for row in rows]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[column] for column in section.by), []).append(row)
     lines = []
-    for key in distinct(keyed, "_key"):
-        own = [row for row in keyed if row["_key"] == key]
+    for key, own in groups.items():
         cells = ["" if part is None else str(part) for part in key]
         lines.append([*cells, str(len(own)), *(_cell(values(own, column)) for column in section.numbers)])
     return lines

@@ -8,6 +8,8 @@ import plotly.graph_objects as go
 # Okabe and Ito, "Color Universal Design", 2008; yellow is left out, it is too faint on white.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+WIDE = "wide"
+"""As a figure's `layout.meta`: it needs the whole width of the page."""
 SEQUENTIAL = "Cividis"  # even in brightness for all kinds of colour vision (Nunez et al., 2018)
 
 

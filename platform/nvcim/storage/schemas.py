@@ -149,7 +149,7 @@ COMPARISON_ANSWERS = pa.schema(
     [
         *_COMPARED,
         _column("user_id", _text, "user who asked"),
-        _column("query", _int, "place of the query among those asked of the user, from 0"),
+        _column("query", _int, "place of the query in the user's stream"),
         _column("domain", _text, "domain of the query, empty where unknown"),
         _column("found", _text, "label of the token set that answered, empty where there is none"),
         _column("hit", _truth, "whether that set was tuned for the query's domain", empty=True),
@@ -180,6 +180,9 @@ COMPARISON_SETS = pa.schema(
             empty=True,
         ),
         _column("truncated", _int, "samples cut because they were longer than the context"),
+        _column(
+            "unanswered", _int, "queries too long for the context: they are never cut, and count as wrong"
+        ),
         _column(
             "failed", _int, "tuning jobs that stopped with a reason, for example a loss that is not finite"
         ),
@@ -219,12 +222,15 @@ COMPARISON_POINTS = pa.schema(
 RETRIEVAL_COST = pa.schema(
     [
         _column("ovts", _int, "token sets that the search goes through"),
-        _column("device", _text, "memory device of the crossbar, or the processor", empty=True),
+        _column("device", _text, "memory devices of the crossbar that the row is about or compares with"),
         _column("what", _text, "crossbar, this CPU or edge CPU"),
+        _column("processor", _text, "what searches, and in which arithmetic"),
         _column("latency_s", _real, "time of one search", "s"),
         _column("energy_j", _real, "energy of one search; empty where unknown", "J", empty=True),
         _column("time_ratio", _real, "the processor's time over the crossbar's", empty=True),
         _column("energy_ratio", _real, "the processor's energy over the crossbar's", empty=True),
+        _column("arrays", _int, "arrays of the crossbar that hold the sets", empty=True),
+        _column("rounds", _int, "rounds in which the chip reads them", empty=True),
         _BASIS,
         _column("assumption", _text, "what the figures rest on"),
     ]

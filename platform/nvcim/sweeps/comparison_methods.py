@@ -5,11 +5,14 @@ MITIGATIONS = ("no-mitigation", "swv", "cxdnn", "correctnet")
 """Other ways to live with noisy cells; each searches by inner product."""
 ABLATIONS = ("no-noise-training", "mips-search", "no-selection")
 """NVCiM-PT with one part taken out."""
+VARIANTS = ("plain-autoencoder", "mips", "crossbar-in-the-loop")
+"""NVCiM-PT with other parts exchanged: a code trained without noise; no noise and inner products, on its own codes;
+crossbars in place of the level-wise noise. Compared only where asked for."""
 ONE_FOR_ALL = "one-for-all"
 """One token set for all domains of a user; there is nothing to find."""
 DIGITAL = ("zero-shot", "vanilla", "prefix-tuning", "p-tuning-v2", "dept", "lora")
 """Prompt tuning (and LoRA) without a crossbar."""
-METHODS = (OURS, *MITIGATIONS, *ABLATIONS, ONE_FOR_ALL, *DIGITAL)
+METHODS = (OURS, *MITIGATIONS, *ABLATIONS, *VARIANTS, ONE_FOR_ALL, *DIGITAL)
 
 NO_DEVICE = "none"
 """What stands for the device of a method without a crossbar."""
