@@ -1,0 +1,94 @@
+"""The comparison's job: from a YAML file to tables, a report and a printed grid; resumed; refused in one line."""
+
+from pathlib import Path
+
+import pytest
+
+import jobs.nvcim_pt as job
+from nvcim.config import load_settings
+from nvcim.fleet.ray_session import RaySession
+from nvcim.report import write_report
+from nvcim.storage import RunFolder
+from nvcim.sweeps.comparison import ComparisonSettings
+from nvcim.sweeps.comparison_methods import METHODS, VARIANTS
+from tests.sweeps.comparison_rows import plausible
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "jobs" / "nvcim_pt.yaml"
+
+
+def test_the_shipped_config_compares_every_method_on_the_papers_devices() -> None:
+    settings = load_settings(CONFIG, ComparisonSettings)
+    settings.check()
+    assert settings == ComparisonSettings()  # the file spells the defaults out
+    assert set(METHODS) - set(settings.methods) == set(VARIANTS)
+    assert len(settings.devices) == 5
+    assert settings.seeds == 5
+    # 4 tasks x 5 seeds; 4 more sigmas and 3 more buffers of the same
+    assert len(settings.planned()) == 20 * (1 + 4 + 3)
+
+
+def test_a_smoke_run_is_the_smallest_with_every_method() -> None:
+    settings = ComparisonSettings()
+    small = job.smoke(settings)
+    assert len(small.planned()) == 2
+    assert {item.point.methods for item in small.planned()} == {settings.methods}
+    assert {len(item.point.devices) for item in small.planned()} == {2}
+    assert (small.seeds, small.users, small.prompts.tuning.steps) == (1, 2, 3)
+
+
+def test_a_run_is_reported_printed_resumed_and_rendered_again(
+    ray_local: RaySession,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(job, "compare", plausible)
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        "{tasks: [LaMP_2], devices: [RRAM1, FeFET3], users: 2, buffer_sweep: null,"
+        " sigma_sweep: {sigmas: [0.05], methods: [nvcim-pt]}, retrieval: {ovts: [10], repeats: 1}}"
+    )
+    runs = tmp_path / "runs"
+    assert job.main(["--config", str(config), "--seeds", "3", "--runs", str(runs)]) == 0
+    (folder,) = runs.iterdir()
+    made = RunFolder.open(folder)
+    assert set(made.tables()) == {
+        "comparison",
+        "comparison_sets",
+        "comparison_metrics",
+        "comparison_points",
+        "retrieval_cost",
+    }
+    assert set(made.read_table("comparison")["repeat"].to_pylist()) == {0, 1, 2}
+    out = " ".join(capsys.readouterr().out.split())  # titles wrap
+    for shown in ("Scores with embedded at sigma 0.1", "nvcim-pt", "lora", "Where NVCiM-PT loses", "report:"):
+        assert shown in out
+
+    before = made.read_table("comparison")
+    made.table_path("comparison").unlink()
+    sorted((folder / "comparison_ledger").glob("*.comparison_points.parquet"))[0].unlink()
+    assert job.main(["--resume", str(folder)]) == 0
+    assert made.read_table("comparison").equals(before)
+    (folder / "report.html").unlink()
+    assert '<section id="comparison">' in write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "/nowhere/at/all"], "/nowhere/at/all: no such folder"),
+        (["--seeds", "0"], "the command line: field 'seeds'"),
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml: cannot be read"),
+        (["--resume", "/nowhere"], "/nowhere: not a run folder"),
+        (["--resume", "/nowhere", "--smoke"], "leave the other options out"),
+    ],
+)
+def test_a_mistake_is_one_line_and_makes_no_folder(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job.main([*arguments, "--runs", str(tmp_path / "runs")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (tmp_path / "runs").exists()
