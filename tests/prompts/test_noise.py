@@ -5,12 +5,21 @@ For Gaussian codes it is a few percent too quiet in mean square (docs/fidelity.m
 off), and the two are compared within a factor of 1.15.
 """
 
+from typing import Literal
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from nvcim.crossbar import Crossbar, CrossbarConfig
-from nvcim.prompts.noise import LevelNoise, add_level_noise, level_noise
+from nvcim.prompts.noise import (
+    LevelNoise,
+    LevelNoiseSettings,
+    add_level_noise,
+    crossbar_in_the_loop,
+    level_noise,
+)
 from nvcim.randomness import named_generator
 
 DEVICES = ("RRAM1", "FeFET2", "FeFET3", "RRAM4", "FeFET6")
@@ -99,3 +108,66 @@ def test_gradients_pass_unchanged() -> None:
     add_level_noise(values, [LevelNoise(0.1, 0.2)], generators(1)).sum().backward()
     assert values.grad is not None
     assert torch.equal(values.grad, torch.ones_like(values))
+
+
+def test_intervals_and_factors_can_be_given() -> None:
+    config = CrossbarConfig(device="FeFET2", sigma=0.1, sigma_unit="full_range")
+    settings = LevelNoiseSettings(interval=(0.1, 0.4), edge=0.5, middle=1.2)
+    found = level_noise(config, settings=settings)
+    factor = 0.1 * (1 + 16 + 256 + 4096) ** 0.5 / (1 + 4 + 16 + 64)
+    assert found.edge == pytest.approx((0.5**2 + 0.5**2) ** 0.5 * factor)
+    assert found.middle == pytest.approx((1.2**2 + 0.5**2) ** 0.5 * factor)
+    assert found.interval == (0.1, 0.4)
+    values = torch.tensor([0.05, 0.2, 0.5, 1.0]).repeat(1, 20000, 1)
+    quiet = LevelNoise(0.01, 0.05, (0.1, 0.4))
+    shift = add_level_noise(values, [quiet], generators(1)) - values
+    assert shift.std(dim=1)[0].tolist() == pytest.approx([0.01, 0.05, 0.01, 0.01], rel=0.05)
+
+
+def test_the_published_slicing_factors_differ_threefold() -> None:
+    """8 bits on 2-bit cells: 0.778 (NeFT) and 0.258 (EvaXB), whatever the array's own unit."""
+    for unit in ("full_range", "level_step"):
+        config = CrossbarConfig.model_validate({"device": "FeFET2", "sigma": 1.0, "sigma_unit": unit})
+        pair = 2**0.5
+        for slicing, factor in (("neft", 0.778), ("evaxb", 0.258)):
+            settings = LevelNoiseSettings.model_validate({"edge": 1.0, "middle": 1.0, "slicing": slicing})
+            assert level_noise(config, settings=settings).edge == pytest.approx(pair * factor, abs=1e-3)
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.2), (-0.1, 0.5)])
+def test_intervals_that_do_not_rise_are_refused(interval: tuple[float, float]) -> None:
+    with pytest.raises(ValidationError, match="two rising numbers"):
+        LevelNoiseSettings(interval=interval)
+
+
+@pytest.mark.parametrize("read", ["cells", "converters"])
+def test_the_loop_gives_what_fresh_arrays_give(read: Literal["cells", "converters"]) -> None:
+    codes = gaussian_codes(3)
+    configs = [CrossbarConfig(device=device) for device in ("FeFET2", "RRAM1", "FeFET2")]
+    streams = generators(3)
+    twice = [crossbar_in_the_loop(codes, configs, streams, read) for _ in range(2)]
+    assert not torch.equal(twice[0], twice[1])
+    for i, generator in enumerate(generators(3)):
+        for found in twice:
+            array = Crossbar.program(codes[i].reshape(-1, 1), configs[i], generator)
+            back = array.read_weight() if read == "cells" else array.matmul(torch.eye(array.in_features))
+            torch.testing.assert_close(found[i].flatten(), back[:, 0], rtol=1e-6, atol=1e-7)
+
+
+def test_the_loops_gradients_pass_unchanged() -> None:
+    values = gaussian_codes(2).requires_grad_()
+    found = crossbar_in_the_loop(values, [CrossbarConfig(sigma=0.3)] * 2, generators(2))
+    weights = torch.arange(values.numel()).view_as(values).float()
+    (weights * found).sum().backward()
+    assert values.grad is not None
+    assert torch.equal(values.grad, weights)
+
+
+def test_a_job_that_is_not_finite_stays_so_and_leaves_others_alone() -> None:
+    codes = gaussian_codes(3)
+    config = CrossbarConfig()
+    good = crossbar_in_the_loop(codes, [config] * 3, generators(3))
+    codes[1, 0, 0] = torch.nan
+    found = crossbar_in_the_loop(codes, [config] * 3, generators(3))
+    assert torch.equal(found[[0, 2]], good[[0, 2]])
+    assert bool(found[1, 0, 0].isnan())
