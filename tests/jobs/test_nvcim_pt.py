@@ -62,7 +62,7 @@ def test_a_run_is_reported_printed_resumed_and_rendered_again(
     }
     assert set(made.read_table("comparison")["repeat"].to_pylist()) == {0, 1, 2}
     out = " ".join(capsys.readouterr().out.split())  # titles wrap
-    for shown in ("Scores with embedded at sigma 0.1", "nvcim-pt", "lora", "Where NVCiM-PT loses", "report:"):
+    for shown in ("Scores with embedded at sigma 0.1", "nvcim-pt", "lora", "where NVCiM-PT loses", "report:"):
         assert shown in out
 
     before = made.read_table("comparison")
@@ -72,6 +72,33 @@ def test_a_run_is_reported_printed_resumed_and_rendered_again(
     assert made.read_table("comparison").equals(before)
     (folder / "report.html").unlink()
     assert '<section id="comparison">' in write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_smoke_run_works_every_method_off_for_real(
+    ray_local: RaySession, tiny_lm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--config",
+        str(CONFIG),
+        "--smoke",
+        "--model",
+        str(tiny_lm),
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
+    assert job.main(arguments) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    made = RunFolder.open(folder)
+    settings = ComparisonSettings.model_validate(made.record.settings)
+    points = made.read_table("comparison_points").to_pylist()
+    assert [(row["status"], row["error"]) for row in points] == [("done", None)] * 2
+    answers = made.read_table("comparison").to_pylist()
+    assert {row["method"] for row in answers} == set(settings.methods)
+    assert {row["device"] for row in answers} == {*settings.devices, "none"}
+    assert all(0 <= row["score"] <= 1 for row in answers)
+    assert "Scores with" in capsys.readouterr().out
+    assert (folder / "report.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from nvcim.report.comparison_tables import (
     finding_table,
     grid_table,
     hit_table,
+    loss_table,
     metric_tables,
     point_tables,
     set_tables,
@@ -169,6 +170,24 @@ def test_right_domains_are_counted_over_seeds() -> None:
     assert list(hit_table(rows).rows) == [("m", "nvcim-pt", "0.750 ± 0.354")]
 
 
+def test_a_loss_says_whether_the_right_domain_was_found() -> None:
+    rows = [
+        answer(method, 0, score, hit=hit)
+        for method, score, hit in (
+            ("nvcim-pt", 0.2, True),
+            ("nvcim-pt", 0.4, False),
+            ("swv", 0.9, True),
+            ("cxdnn", 0.1, True),
+            ("one-for-all", 0.5, None),
+        )
+    ]
+    found = loss_table(verdicts(rows), rows)
+    assert [(row[3], row[4], *row[7:]) for row in found.rows] == [
+        ("swv", "-0.600", "no", "50%", "100%"),
+        ("one-for-all", "-0.200", "no", "50%", ""),
+    ]
+
+
 def test_a_sweep_takes_the_grids_answers_at_its_own_device() -> None:
     rows = [
         answer("nvcim-pt", 0, 0.7),
@@ -236,7 +255,7 @@ def test_official_metrics_are_means_over_seeds(run: RunFolder) -> None:
 def test_storage_is_per_user(run: RunFolder) -> None:
     storage = table(set_tables(run), "storage and training")
     by_method = {row[1]: row for row in storage.rows}
-    assert by_method["zero-shot"][3:5] == ("4,096", "0")
+    assert by_method["zero-shot"][3:5] == ("32,768", "0")
     assert by_method["nvcim-pt"][2:4] == ("3", "1,536")
 
 

@@ -74,7 +74,7 @@ def _sets(shared: Row) -> Row:
     return {
         **shared,
         "sets": 1 if digital else 3,
-        "storage_bytes": 4096 if digital else 1536,
+        "storage_bytes": 32768 if digital else 1536,
         "trained_parameters": 0 if shared["method"] == "zero-shot" else 2048,
         "tuning_steps": 60,
         "trained_tokens": 60 * 64,

@@ -56,7 +56,7 @@ def comparison_tables(run: RunFolder) -> list[TextTable]:
     made = [finding_table(grid, against, _failed(run))]
     made += [grid_table(grid, model) for model in distinct(grid, "model")]
     made += [verdict_table(against, model) for model in distinct(grid, "model")]
-    made += [loss_table(against), hit_table(grid)]
+    made += [loss_table(against, grid), hit_table(grid)]
     made += [sweep_table(rows, part, column) for part, column in sweeps_of(rows)]
     return [table for table in made if table.rows]
 
@@ -86,7 +86,7 @@ def finding_table(grid: Sequence[Row], against: Sequence[Against], failed: int =
         )
     seeds, users = len(distinct(grid, "repeat")), len(_users(grid))
     notes = [
-        f"{seeds} seeds; {len(grid)} answers of {users} users (counted per task and seed) in the grid.",
+        f"Seeds: {seeds}. Answers in the grid: {len(grid)}, of {users} users (counted per task and seed).",
         SCORES,
         TEST,
         ONE_FOR_ALL_NOTE,
@@ -157,26 +157,42 @@ def verdict_table(against: Sequence[Against], model: str) -> TextTable:
     )
 
 
-def loss_table(against: Sequence[Against]) -> TextTable:
-    """Every place where NVCiM-PT's mean is below another method's."""
-    rows = [
-        (
-            one.place.model,
-            one.place.task,
-            one.place.device,
-            one.place.method,
-            _signed(one.difference.mean),
-            "" if one.difference.spread is None else f"{one.difference.spread:.3f}",
-            _p(one.difference.p),
-            "yes" if one.difference.verdict == "below" else "no",
+def loss_table(against: Sequence[Against], grid: Sequence[Row]) -> TextTable:
+    """Every place where NVCiM-PT's mean is below another method's, with how often either found the right domain."""
+    hits = _hit_shares(grid)
+    rows = []
+    for one in losses(against):
+        place, found = one.place, one.difference
+        shares = (hits.get(place._replace(method=method)) for method in (OURS, place.method))
+        rows.append(
+            (
+                place.model,
+                _task(place.task),
+                place.device,
+                place.method,
+                _signed(found.mean),
+                "" if found.spread is None else f"{found.spread:.3f}",
+                _p(found.p),
+                "yes" if found.verdict == "below" else "no",
+                *("" if share is None else f"{share:.0%}" for share in shares),
+            )
         )
-        for one in losses(against)
-    ]
     return TextTable(
         "Where NVCiM-PT loses: every place with a lower mean, those told apart first (measured)",
-        ("model", "task", "device", "against", "difference", "its spread", "p", "told apart"),
+        (
+            "model",
+            "task",
+            "device",
+            "against",
+            "difference",
+            "its spread",
+            "p",
+            "told apart",
+            f"right domain, {OURS}",
+            "right domain, the other",
+        ),
         rows,
-        (TEST,),
+        (TEST, "Right domain: share of all queries; empty where a method does not search."),
     )
 
 
@@ -283,7 +299,7 @@ def storage_table(sets: Sequence[Row]) -> TextTable:
             counts = [
                 str(sum(row[column] for row in chosen)) for column in ("truncated", "unanswered", "failed")
             ]
-            rows.append((model, method, *(f"{number:,.4g}" for number in means), *counts))
+            rows.append((model, method, *(_count(number) for number in means), *counts))
     return TextTable(
         "What a user costs: storage and training (measured)",
         (
@@ -448,6 +464,17 @@ def _users(rows: Sequence[Row]) -> set[tuple[Any, ...]]:
     return {(row["model"], row["task"], row["repeat"], row["user_id"]) for row in rows}
 
 
+def _hit_shares(grid: Sequence[Row]) -> dict[Place, float]:
+    """Share of queries whose set was tuned for their domain, by task and over all tasks."""
+    hits: dict[Place, list[float]] = defaultdict(list)
+    for row in grid:
+        if row["hit"] is not None:
+            place = Place(row["model"], row["task"], row["device"], row["method"])
+            for found in (place, place._replace(task=ALL_TASKS)):
+                hits[found].append(float(row["hit"]))
+    return {place: sum(own) / len(own) for place, own in hits.items()}
+
+
 def _by_seed(rows: Sequence[Row], column: str) -> list[float]:
     """A column's mean in each seed."""
     groups: dict[int, list[float]] = defaultdict(list)
@@ -469,6 +496,11 @@ def _cell(score: Score | None, marked: Place | None) -> str:
         return ""
     mark = f" {BEST}" if score.place == marked else ""
     return _plus_minus(list(score.by_seed.values())) + mark
+
+
+def _count(number: float) -> str:
+    """A mean of counts: `2.5`, `32,768`."""
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.4g}"
 
 
 def _signed(number: float) -> str:
