@@ -40,7 +40,7 @@ SMALL = PromptSettings(
     selection=SelectionSettings(k=2),
     key_tokens=4,
     layer=1,
-    tuning=TuningSettings(tokens=6, steps=4),
+    tuning=TuningSettings(tokens=6, steps=12),
     autoencoder=AutoencoderSettings(code=16, steps=20),
     max_new_tokens=4,
 )
