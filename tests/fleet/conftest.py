@@ -12,12 +12,13 @@ from nvcim.fleet.node import EdgeNode
 from nvcim.prompts.autoencoder import AutoencoderSettings
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.personaliser import Personaliser, PromptSettings
+from nvcim.prompts.selection import SelectionSettings
 from nvcim.prompts.tuning import TuningSettings
 
 DEVICES = ("RRAM1", "FeFET2", "FeFET3", "RRAM4", "FeFET6")
 SMALL = PromptSettings(
     buffer=5,
-    representatives=2,
+    selection=SelectionSettings(k=2),
     key_tokens=3,
     layer=1,
     one_for_all_samples=4,

@@ -10,9 +10,10 @@ import torch
 from nvcim.data.lamp import Sample, UserStream
 from nvcim.errors import DataError, RunError
 from nvcim.fleet import node as node_module
-from nvcim.fleet.node import UNTUNED, EdgeNode, answer, learn, learn_one_for_all
+from nvcim.fleet.node import METHODS, UNTUNED, EdgeNode, answer, learn, learn_one_for_all
 from nvcim.prompts.generation import generate
-from nvcim.prompts.personaliser import METHODS, NO_MITIGATION, NVCIM_PT, ONE_FOR_ALL, Personaliser
+from nvcim.prompts.methods import NVCIM_PT, ONE_FOR_ALL, PLAIN_MIPS
+from nvcim.prompts.personaliser import Personaliser
 from nvcim.storage.files import atomic_write_bytes
 from nvcim.storage.schemas import table_schema
 
@@ -234,7 +235,7 @@ def test_baselines_are_tuned_without_the_devices_noise(
     def codes(sigma: float) -> list[torch.Tensor]:
         node = make_node("n", sigma=sigma)
         jobs = tiny.jobs(streams[0].history[:5], node.config, seed=1)
-        return [tiny.tune(jobs, method)[0].codes for method in (NVCIM_PT, NO_MITIGATION)]
+        return [tiny.tune(jobs, method)[0].codes for method in (NVCIM_PT, PLAIN_MIPS)]
 
     weak, strong = codes(0.01), codes(0.2)
     assert not torch.equal(weak[0], strong[0])

@@ -15,7 +15,7 @@ SMALL = """
 seed: 3
 fleet:
   {nodes: 3, hosts: 2, compute: cpu, users: {domains: 2, period: 4, queries_per_domain: 1},
-   prompts: {buffer: 4, representatives: 2, layer: 1, max_new_tokens: 4, tuning: {steps: 2}}}
+   prompts: {buffer: 4, selection: {k: 2}, layer: 1, max_new_tokens: 4, tuning: {steps: 2}}}
 segmentation:
   {weights: [float, inq-5], training_images: 2, test_images: 1, chips: 1, overlays: 1,
    training: {steps: 4, crop: 64, batch: 2, device: cpu}}

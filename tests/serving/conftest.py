@@ -13,6 +13,7 @@ from nvcim.fleet.node import EdgeNode, learn
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.personaliser import Personaliser, PromptSettings
 from nvcim.prompts.personaliser_files import save_personaliser
+from nvcim.prompts.selection import SelectionSettings
 from nvcim.prompts.tuning import TuningSettings
 from nvcim.segmentation import FCNSettings, ResidualFCN, save_fcn
 
@@ -56,7 +57,7 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lm = LanguageModel.load(str(run / "lm"), "cpu")
     users = generate_users(len(DEVICES), UserSettings(domains=2, period=4), seed=5)
     settings = PromptSettings(
-        buffer=8, representatives=2, key_tokens=2, layer=1, tuning=TuningSettings(tokens=4, steps=2)
+        buffer=8, selection=SelectionSettings(k=2), key_tokens=2, layer=1, tuning=TuningSettings(tokens=4, steps=2)
     )
     texts = [sample.input for user in users for sample in user.history]
     personaliser = Personaliser.fit(lm, texts, settings, seed=5)

@@ -11,6 +11,7 @@ from nvcim.errors import DataError, RunError
 from nvcim.prompts.autoencoder import AutoencoderSettings
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.personaliser import Personaliser, PromptSettings
+from nvcim.prompts.selection import SelectionSettings
 from nvcim.prompts.tuning import TuningSettings
 from nvcim.sweeps.prompt_bank import PromptBank, tune_bank
 from nvcim.sweeps.space import TrialPoint
@@ -25,7 +26,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
     """The prompts of two users, tuned a little for a random LM: what counts here is how they are stored."""
     settings = PromptSettings(
         buffer=6,
-        representatives=2,
+        selection=SelectionSettings(k=2),
         layer=1,
         max_new_tokens=4,
         tuning=TuningSettings(steps=2),

@@ -13,7 +13,8 @@ from nvcim.errors import RunError
 from nvcim.fleet.metrics import process_metrics
 from nvcim.fleet.node import Answer, EdgeNode, answer
 from nvcim.fleet.streams import answer_queries, take_in
-from nvcim.prompts.personaliser import NVCIM_PT, Personaliser
+from nvcim.prompts.methods import NVCIM_PT
+from nvcim.prompts.personaliser import Personaliser
 from nvcim.prompts.personaliser_files import load_personaliser
 
 Row = dict[str, Any]

@@ -14,7 +14,8 @@ from nvcim.errors import DataError
 from nvcim.fleet.node import UNTUNED, EdgeNode
 from nvcim.fleet.streams import COMPARED, answer_queries, fitted, take_in
 from nvcim.prompts.language_model import LanguageModel
-from nvcim.prompts.personaliser import NVCIM_PT, Personaliser, PromptSettings
+from nvcim.prompts.methods import NVCIM_PT
+from nvcim.prompts.personaliser import Personaliser, PromptSettings
 from nvcim.randomness import named_seed
 from nvcim.storage.files import atomic_write_text
 

@@ -21,10 +21,13 @@ from nvcim.errors import ConfigError, DataError, RunError
 from nvcim.prompts.buffer import DataBuffer
 from nvcim.prompts.generation import generate
 from nvcim.prompts.memory import PromptMemory
-from nvcim.prompts.personaliser import METHODS, NVCIM_PT, ONE_FOR_ALL, CodeJob, Method, Personaliser
+from nvcim.prompts.methods import NVCIM_PT, ONE_FOR_ALL, PLAIN_MIPS, Method
+from nvcim.prompts.personaliser import CodeJob, Personaliser
 from nvcim.randomness import named_generator, named_seed
 from nvcim.storage.files import atomic_write_bytes, atomic_write_text
 
+METHODS = {method.name: method for method in (NVCIM_PT, PLAIN_MIPS)}
+"""Methods by which a node learns from its buffer; each has a memory of its own."""
 UNTUNED = "untuned"
 """The frozen LM without virtual tokens."""
 
@@ -204,45 +207,50 @@ def answer(
         raise DataError(
             f"method '{method}' is not known; allowed: {', '.join((*METHODS, ONE_FOR_ALL.name, UNTUNED))}"
         )
-    found: list[tuple[int | None, float | None]] = [(None, None)] * len(questions)
+    found: list[_Found] = [_Found()] * len(questions)
     if method != UNTUNED and questions:
         found = _search(nodes, questions, personaliser, method)
-    tokens = [
-        None if place is None else personaliser.decode(node.memories[method].read(place))
-        for node, (place, _) in zip(nodes, found, strict=True)
-    ]
+    tokens = [one.tokens for one in found]
     limit = personaliser.settings.max_new_tokens if max_new_tokens is None else max_new_tokens
     texts = generate(personaliser.lm, questions, tokens, limit, temperature, seed)
     return [
         Answer(
             text.text,
-            place,
-            None if place is None else node.memories[method].slots[place].label,
-            score,
+            one.place,
+            None if one.place is None else node.memories[method].slots[one.place].label,
+            one.score,
             text.prompt_tokens,
             text.completion_tokens,
             text.finish_reason,
         )
-        for node, (place, score), text in zip(nodes, found, texts, strict=True)
+        for node, one, text in zip(nodes, found, texts, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a search found: the place, its score, and the virtual tokens; nothing in an empty memory."""
+
+    place: int | None = None
+    score: float | None = None
+    tokens: torch.Tensor | None = None
 
 
 def _search(
     nodes: Sequence[EdgeNode], questions: Sequence[str], personaliser: Personaliser, method: str
-) -> list[tuple[int | None, float | None]]:
-    """(place, score) of the best stored set per question; the questions of one node share one read of its array."""
+) -> list[_Found]:
+    """The best stored set per question; the questions of one node share one read of its array."""
     codes = personaliser.encode_queries(questions)
-    scales = METHODS[method].scales if method in METHODS else ONE_FOR_ALL.scales
     asked: dict[str, list[int]] = {}
     for i, node in enumerate(nodes):
         asked.setdefault(node.node_id, []).append(i)
-    found: list[tuple[int | None, float | None]] = [(None, None)] * len(questions)
+    found = [_Found()] * len(questions)
     for indices in asked.values():
         memory = nodes[indices[0]].memories[method]
         if len(memory):
-            best = memory.search(codes[indices], scales).max(dim=1)
-            for i, place, score in zip(indices, best.indices.tolist(), best.values.tolist(), strict=True):
-                found[i] = (place, score)
+            hits = personaliser.find(memory, codes[indices], METHODS.get(method, ONE_FOR_ALL))
+            for i, place, score, tokens in zip(indices, *hits, strict=True):
+                found[i] = _Found(place, score, tokens)
     return found
 
 

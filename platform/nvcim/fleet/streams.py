@@ -10,9 +10,10 @@ from typing import Any
 
 from nvcim.data.lamp import Sample, UserStream
 from nvcim.errors import DataError
-from nvcim.fleet.node import UNTUNED, Answer, EdgeNode, answer, learn, learn_one_for_all
+from nvcim.fleet.node import METHODS, UNTUNED, Answer, EdgeNode, answer, learn, learn_one_for_all
 from nvcim.prompts.language_model import LanguageModel
-from nvcim.prompts.personaliser import METHODS, ONE_FOR_ALL, Personaliser, PromptSettings
+from nvcim.prompts.methods import ONE_FOR_ALL
+from nvcim.prompts.personaliser import Personaliser, PromptSettings
 from nvcim.prompts.scoring import metric_name, score_answer
 
 Row = dict[str, Any]

@@ -195,17 +195,24 @@ def train_autoencoder(
 def _at_principal_components(
     tokens: Tensor, settings: AutoencoderSettings, generator: torch.Generator
 ) -> TokenAutoencoder:
-    """An autoencoder that projects on the first principal components of tokens [N, hidden]."""
+    """An autoencoder that projects on the first principal components of tokens [N, hidden], turned at random.
+
+    Any rotation of the code rebuilds as well. Along the components themselves the first would set the peak that a
+    column's range and noise go by; turned, the elements are alike (of tuned sets of the embedded LM, the peak is 3.8
+    times the RMS instead of 6.1, as in an autoencoder trained from random weights).
+    """
     hidden = tokens.shape[1]
     inner = settings.hidden if settings.depth == 2 else None
     model = TokenAutoencoder(hidden, min(settings.code, hidden), inner)
     mean = tokens.mean(0)
     _, _, axes = torch.linalg.svd(tokens - mean, full_matrices=False)
     axes = axes[: model.code]
+    turn, _ = torch.linalg.qr(torch.randn(model.code, model.code, generator=generator))
+    axes = turn[:, : len(axes)] @ axes  # fewer axes where there are fewer tokens
     with torch.no_grad():
-        model.encoder.weight[: len(axes)] = axes
-        model.encoder.bias.copy_(-model.encoder.weight @ mean)
-        model.decoder.weight[:, : len(axes)] = axes.T
+        model.encoder.weight.copy_(axes)
+        model.encoder.bias.copy_(-axes @ mean)
+        model.decoder.weight.copy_(axes.T)
         model.decoder.bias.copy_(mean)
         for coder in (model.encoder, model.decoder):
             if coder.inner is not None:  # what follows it stays zero, so nothing is added yet

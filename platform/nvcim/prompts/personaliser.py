@@ -6,45 +6,65 @@ the first part only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from nvcim.config import Settings
 from nvcim.crossbar import CrossbarConfig
 from nvcim.data.lamp import Sample
-from nvcim.errors import ConfigError
+from nvcim.mitigation import Mitigation
 from nvcim.prompts.autoencoder import AutoencoderSettings, TokenAutoencoder, train_autoencoder
 from nvcim.prompts.language_model import LanguageModel
-from nvcim.prompts.memory import PromptMemory
-from nvcim.prompts.noise import add_level_noise, level_noise
+from nvcim.prompts.memory import PromptMemory, Replacement
+from nvcim.prompts.methods import NVCIM_PT, Method
+from nvcim.prompts.noise import (
+    LevelNoise,
+    LevelNoiseSettings,
+    add_level_noise,
+    crossbar_in_the_loop,
+    level_noise,
+)
 from nvcim.prompts.representation import represent
-from nvcim.prompts.search import MIPS, SCALED_SEARCH
-from nvcim.prompts.selection import select_representatives
-from nvcim.prompts.tuning import TuningJob, TuningResult, TuningSettings, tune
-from nvcim.randomness import named_seed
+from nvcim.prompts.search import SearchSettings, blend
+from nvcim.prompts.selection import SelectionSettings, select_representatives
+from nvcim.prompts.sentence_encoder import EmbeddingSource, text_embedder
+from nvcim.prompts.tuning import Perturbation, TuningJob, TuningResult, TuningSettings, loss_gradients, tune
+from nvcim.randomness import named_generator, named_seed
 
 AUTOENCODER_TEXTS = 256
 """Most texts whose representations the autoencoder is fitted to, beside the token embeddings."""
 
 
 class PromptSettings(Settings):
-    """How a node turns its stream into token sets."""
+    """How a node makes token sets of its stream and finds them again; of the values only `buffer` is the paper's."""
 
     buffer: int = Field(25, ge=1, description="samples in the data buffer (the paper's Table I)")
-    representatives: int = Field(3, ge=1, description="k of k-means; the paper's rule for k is not known")
+    selection: SelectionSettings = SelectionSettings()
+    embedding: EmbeddingSource | None = Field(
+        None, description="what selection clusters; null: the keys of the search, averaged"
+    )
     neighbours: int = Field(
         1, ge=1, description="samples a set is tuned on: the representative and its nearest"
     )
-    key_tokens: int = Field(5, ge=1, description="tokens of a set that the search goes by")
+    key_tokens: int = Field(2, ge=1, description="tokens of a set that the search goes by")
     key_mobility: float = Field(
         0.1, ge=0, le=1, description="how far key tokens move, relative to the others"
     )
     layer: int = Field(2, ge=0, description="hidden layer of the LM that represents texts")
     capacity: int = Field(32, ge=1, description="token sets in a prompt memory")
+    replacement: Replacement = Field("oldest", description="which set a full memory gives up")
+    search: SearchSettings = SearchSettings()
+    blended: int = Field(
+        1, ge=1, description="best sets whose codes are blended for an answer; 1: the best alone"
+    )
+    blend_temperature: float = Field(
+        0.1, gt=0, description="of the blend's weights, relative to a query's largest score"
+    )
+    noise: LevelNoiseSettings = LevelNoiseSettings()
     one_for_all_samples: int = Field(
         12, ge=1, description="samples that the one-for-all baseline is tuned on"
     )
@@ -62,35 +82,20 @@ class PromptSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way to tune for a crossbar and to search it.
+class CodeJob:
+    """A token set to be tuned for a crossbar.
 
     Attributes:
-        name: as tables show it.
-        noise_share: training noise relative to what the cells will do; 1 is noise-aware, 0 ignores them.
-        scales: window length -> weight of the search.
+        job: what is tuned.
+        config: the array that the set will be written to.
+        label: what the set is for: its representative's domain, empty where unknown.
+        choice: how its representative was chosen, a row of `Selection.log_rows`; empty where nothing was chosen.
     """
-
-    name: str
-    noise_share: float
-    scales: Mapping[int, float]
-
-
-NVCIM_PT = Method("nvcim-pt", 1.0, SCALED_SEARCH)
-NO_MITIGATION = Method("mips", 0.0, MIPS)
-"""The paper's first baseline: ordinary tokens, plain inner products."""
-ONE_FOR_ALL = Method("one-for-all", 1.0, MIPS)
-"""One set for everything that a user wrote; with one set stored there is nothing to search for."""
-METHODS = {method.name: method for method in (NVCIM_PT, NO_MITIGATION)}
-
-
-@dataclass(frozen=True)
-class CodeJob:
-    """A token set to be tuned for a crossbar: the job, the array it will be written to, and what it is for."""
 
     job: TuningJob
     config: CrossbarConfig
     label: str
+    choice: Mapping[str, str | int | float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,44 +117,75 @@ class Personaliser:
 
     @classmethod
     def fit(
-        cls, lm: LanguageModel, texts: Sequence[str], settings: PromptSettings, seed: int
+        cls,
+        lm: LanguageModel,
+        texts: Sequence[str],
+        settings: PromptSettings,
+        seed: int,
+        noise: LevelNoise | None = None,
     ) -> "Personaliser":
         """Train the autoencoder on the LM's token embeddings and on represented texts.
+
+        Args:
+            lm: the frozen model.
+            texts: of users, as they come.
+            settings: of everything that follows too.
+            seed: of the autoencoder's training.
+            noise: of the device that codes will be written to; None takes `settings.autoencoder.noise`.
 
         Raises:
             ConfigError: the LM has fewer layers than `settings.layer`.
         """
-        depth = int(lm.model.config.num_hidden_layers)
-        if settings.layer > depth:
-            raise ConfigError(f"field 'layer' is {settings.layer}; model '{lm.name}' has layers 0 to {depth}")
         step = max(1, len(texts) // AUTOENCODER_TEXTS)
         represented = represent(lm, texts[::step], settings.key_tokens, settings.layer)
-        vectors = torch.cat([lm.embedding_weight, represented.flatten(0, 1)])
-        autoencoder = train_autoencoder(vectors, settings.autoencoder, named_seed(seed, "autoencoder"))
+        vectors = torch.cat([lm.embedding_weight.float(), represented.flatten(0, 1)])
+        autoencoder = train_autoencoder(vectors, settings.autoencoder, named_seed(seed, "autoencoder"), noise)
         return cls(lm, autoencoder.to(lm.device), settings)
 
     @property
     def code_width(self) -> int:
         """Width of a token's code."""
-        return int(self.autoencoder.encoder.out_features)
+        return self.autoencoder.code
 
-    def new_memory(self, config: CrossbarConfig, capacity: int) -> PromptMemory:
+    def new_memory(
+        self,
+        config: CrossbarConfig,
+        capacity: int,
+        mitigation: Mitigation | None = None,
+        compensator: nn.Module | None = None,
+    ) -> PromptMemory:
         """An empty memory for this LM's codes."""
-        return PromptMemory(config, self.settings.tuning.tokens, self.code_width, capacity)
+        tokens, replacement = self.settings.tuning.tokens, self.settings.replacement
+        return PromptMemory(config, tokens, self.code_width, capacity, mitigation, compensator, replacement)
 
-    def jobs(self, samples: Sequence[Sample], config: CrossbarConfig, seed: int) -> list[CodeJob]:
-        """Representative selection over a drained buffer: one job per representative."""
-        keys = represent(self.lm, [s.input for s in samples], self.settings.key_tokens, self.settings.layer)
-        selection = select_representatives(
-            keys.mean(1), self.settings.representatives, named_seed(seed, "k-means")
-        )
+    def jobs(
+        self, samples: Sequence[Sample], config: CrossbarConfig, seed: int, method: Method = NVCIM_PT
+    ) -> list[CodeJob]:
+        """What to tune for a drained buffer: a job per representative sample, or per sample drawn at random.
+
+        Raises:
+            DataError: an empty buffer.
+            ModelError: a sentence encoder that cannot be used.
+        """
+        settings, texts = self.settings, [sample.input for sample in samples]
+        keys = represent(self.lm, texts, settings.key_tokens, settings.layer)
+        clustered = keys.mean(1)
+        if settings.embedding is not None:
+            clustered = text_embedder(settings.embedding, self.lm)(texts)
+        selection = select_representatives(clustered, settings.selection, named_seed(seed, "k-means"))
+        if method.choice == "random":
+            drawn = torch.randperm(len(samples), generator=named_generator(seed, "random choice"))
+            groups: list[tuple[int, ...]] = [(int(index),) for index in drawn[: selection.k]]
+            log: list[dict[str, str | int | float | None]] = [{} for _ in groups]
+        else:
+            groups = [near[: settings.neighbours] for near in selection.neighbours]
+            log = selection.log_rows()
         jobs = []
-        for chosen, near in zip(selection.representatives, selection.neighbours, strict=True):
-            taught = [samples[i] for i in near[: self.settings.neighbours]]
-            name = f"{samples[chosen].user_id}/{samples[chosen].seq}"
-            jobs.append(
-                CodeJob(self._job(name, taught, keys[chosen], seed), config, samples[chosen].domain or "")
-            )
+        for near, row in zip(groups, log, strict=True):
+            first = samples[near[0]]
+            taught, name = [samples[i] for i in near], f"{first.user_id}/{first.seq}"
+            job = self._job(name, taught, keys[near[0]], seed)
+            jobs.append(CodeJob(job, config, first.domain or "", row))
         return jobs
 
     def one_for_all_job(self, samples: Sequence[Sample], config: CrossbarConfig, seed: int) -> CodeJob:
@@ -160,21 +196,51 @@ class Personaliser:
     def tune(
         self, jobs: Sequence[CodeJob], method: Method, on_step: Callable[[], None] = lambda: None
     ) -> list[TunedCode]:
-        """Tune all jobs' tokens as they will come back from the array: through code, noise and decoder."""
-        noises = [level_noise(entry.config, method.noise_share) for entry in jobs]
+        """Tune all jobs' tokens as they will come back from the array: through code, the method's noise and decoder."""
+        sigmas = torch.tensor([entry.config.sigma for entry in jobs])
 
-        def through_code(
-            tokens: Tensor, places: Sequence[int], generators: Sequence[torch.Generator]
-        ) -> Tensor:
-            codes = self.autoencoder.encode(tokens)
-            levels = [noises[place] for place in places]
-            return self.autoencoder.decode(add_level_noise(codes, levels, generators))
+        def penalty(tokens: Tensor, places: Sequence[int]) -> Tensor:
+            added = method.mitigation.penalty(self.autoencoder.encode(tokens), sigmas[list(places)])
+            return tokens.new_zeros(len(tokens)) if added is None else added
 
-        results = tune(self.lm, [entry.job for entry in jobs], self.settings.tuning, through_code, on_step)
+        results = tune(
+            self.lm,
+            [entry.job for entry in jobs],
+            self.settings.tuning,
+            self._seen_by_lm(jobs, method),
+            on_step,
+            penalty if method.regularises else None,
+        )
         return [
             TunedCode(self.autoencoder.encode(result.tokens).cpu(), entry.label, result)
             for entry, result in zip(jobs, results, strict=True)
         ]
+
+    def importance(self, jobs: Sequence[CodeJob], tuned: Sequence[TunedCode]) -> Tensor:
+        """How much each job's loss depends on each element of its code: squared gradients [jobs, n, code].
+
+        The diagonal of the empirical Fisher matrix, which stands for the second derivatives that SWIM ranks by.
+        """
+        codes = torch.stack([one.codes for one in tuned]).to(self.lm.device).requires_grad_()
+        tokens = self.autoencoder.decode(codes)
+        slopes = loss_gradients(
+            self.lm, [entry.job for entry in jobs], list(tokens.detach()), self.settings.tuning
+        )
+        (found,) = torch.autograd.grad([tokens], [codes], [torch.stack(slopes).to(tokens)])
+        return found.cpu().square().nan_to_num(0.0, 0.0, 0.0)  # a job that is not finite has no order to give
+
+    def compensator(
+        self, codes: Tensor, config: CrossbarConfig, mitigation: Mitigation, generator: torch.Generator
+    ) -> nn.Module | None:
+        """What the mitigation trains to undo the device's noise in codes [k, n, code] that are read back."""
+        noise, n = level_noise(config, settings=self.settings.noise), codes.shape[1]
+
+        def perturb(picked: Tensor, drawn: torch.Generator) -> Tensor:
+            # In sets of n: a set's largest element scales its noise.
+            sets = torch.split(picked, n)
+            return torch.cat([add_level_noise(some[None], [noise], [drawn])[0] for some in sets])
+
+        return mitigation.compensator(codes.flatten(0, 1), perturb, generator)
 
     def encode_queries(self, questions: Sequence[str]) -> Tensor:
         """Query codes [questions, n, code]; the part that is free in a stored set stays zero."""
@@ -182,14 +248,55 @@ class Personaliser:
         codes = self.autoencoder.encode(keys)
         return functional.pad(codes, (0, 0, 0, self.settings.tuning.tokens - self.settings.key_tokens))
 
+    def find(
+        self, memory: PromptMemory, queries: Tensor, method: Method
+    ) -> tuple[list[int], list[float], list[Tensor]]:
+        """Search a memory for encoded queries [batch, n, code].
+
+        Returns:
+            Per query the best place, its score, and the virtual tokens [n, hidden] that stand for it: those of the best
+            set, or of a blend of the best `settings.blended`.
+
+        Raises:
+            DataError: the memory is empty.
+        """
+        settings = self.settings
+        scores = memory.search(queries, method.scales, settings.search)
+        best = scores.max(dim=1)
+        places = best.indices.tolist()
+        if settings.blended == 1:
+            codes = [memory.read(place) for place in places]
+        else:
+            weights = blend(scores, settings.blended, settings.blend_temperature)
+            codes = list(memory.read_blended(weights))
+        return places, best.values.tolist(), [self.decode(code) for code in codes]
+
     def decode(self, codes: Tensor) -> Tensor:
         """Virtual tokens [n, hidden] of a code [n, code] that was read from an array."""
         return self.autoencoder.decode(codes.to(self.lm.device))
 
+    def _seen_by_lm(self, jobs: Sequence[CodeJob], method: Method) -> Perturbation:
+        """What tokens become on their way through the array, by the method's tuning noise."""
+        encode, decode = self.autoencoder.encode, self.autoencoder.decode
+        levels = [level_noise(entry.config, settings=self.settings.noise) for entry in jobs]
+
+        def clean(tokens: Tensor, places: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+            return decode(encode(tokens))
+
+        def by_levels(tokens: Tensor, places: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+            return decode(add_level_noise(encode(tokens), [levels[place] for place in places], generators))
+
+        def on_arrays(tokens: Tensor, places: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+            configs = [jobs[place].config for place in places]
+            return decode(crossbar_in_the_loop(encode(tokens), configs, generators))
+
+        return {"off": clean, "levels": by_levels, "crossbar": on_arrays}[method.noise]
+
     def _job(self, name: str, taught: Sequence[Sample], keys: Tensor, seed: int) -> TuningJob:
         """A job that starts from a question's representation and the first taught answer's embeddings."""
         free = self.settings.tuning.tokens - self.settings.key_tokens
-        answer = self.lm.embed(torch.tensor([self.lm.answer_ids(taught[0].output)], device=self.lm.device))[0]
+        ids = torch.tensor([self.lm.answer_ids(taught[0].output)], device=self.lm.device)
+        answer = self.lm.embed(ids)[0].float()
         start = torch.cat([keys, functional.adaptive_avg_pool1d(answer.T[None], free)[0].T])
         mobility = torch.tensor([self.settings.key_mobility] * len(keys) + [1.0] * free)
         pairs = tuple((sample.input, sample.output) for sample in taught)

@@ -14,7 +14,8 @@ from nvcim.crossbar import CrossbarConfig
 from nvcim.data.lamp import Sample, UserStream
 from nvcim.errors import DataError, RunError
 from nvcim.fleet.node import EdgeNode
-from nvcim.prompts.personaliser import NVCIM_PT, CodeJob, Personaliser
+from nvcim.prompts.methods import NVCIM_PT
+from nvcim.prompts.personaliser import CodeJob, Personaliser
 from nvcim.prompts.personaliser_files import load_personaliser, save_personaliser
 from nvcim.randomness import named_seed
 from nvcim.storage.files import atomic_write_bytes, atomic_write_text
