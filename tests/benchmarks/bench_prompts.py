@@ -18,10 +18,13 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from nvcim.prompts.frozen_kernel import frozen_kernel_status  # noqa: E402
-from tests.benchmarks import bench_main, prompt_serving_cases, prompt_tuning_cases  # noqa: E402
+from tests.benchmarks import bench_main, prompt_memory_cases, prompt_serving_cases, prompt_tuning_cases  # noqa: E402
 
 BENCHMARK = bench_main.Benchmark(
-    {case.name: case for case in (*prompt_tuning_cases.CASES, *prompt_serving_cases.CASES)},
+    {
+        case.name: case
+        for case in (*prompt_tuning_cases.CASES, *prompt_serving_cases.CASES, *prompt_memory_cases.CASES)
+    },
     Path(__file__),
     __doc__,
     lambda: {"tuning": frozen_kernel_status()},

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from nvcim.prompts import tuning
 from nvcim.prompts.batching import left_padded, position_ids, with_virtual_tokens
-from nvcim.prompts.frozen_decoder import FrozenDecoder, Shortcuts, unknown
+from nvcim.prompts.frozen_decoder import CPU_ROWS, FrozenDecoder, Shortcuts, unknown
 from nvcim.prompts.frozen_rows import FrozenRows, Gradients, PlainRows, Row
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.tuning import FINAL_RATE, TuningJob, TuningSettings, tune
@@ -205,9 +205,7 @@ def together(work: Work, limited: bool, **changes: Any) -> Callable[[Case, Setup
     return measure
 
 
-def rung(
-    build: Callable[[LanguageModel], FrozenRows], rows: int = 64
-) -> Callable[[Case, Setup], list[Result]]:
+def rung(build: Callable[[LanguageModel], FrozenRows]) -> Callable[[Case, Setup], list[Result]]:
     """Tuning with some of the savings only."""
 
     def measure(case: Case, setup: Setup) -> list[Result]:
@@ -218,7 +216,7 @@ def rung(
             return [case.skipped(setup, "the compiled kernel is the CPU's")]
         with patch.object(tuning, "frozen_rows", lambda lm, precision, longest: engine):
             timing = alternate(
-                lambda: tuned_together(work, setup.device, rows_per_batch=rows),
+                lambda: tuned_together(work, setup.device),
                 reference(work, setup),
                 setup.repeats,
             )
@@ -265,13 +263,17 @@ CASES = (
     Case("tune_20", "64 OVTs of 20 tokens at once", together(Work(tokens=20, steps=LADDER_STEPS), False)),
     Case("ladder.1_batch", "batched only, logits everywhere", rung(AllLogits)),
     Case("ladder.2_labels", "+ logits at the answers only", rung(PlainRows)),
-    Case("ladder.2_chunks", "the same, 8 rows a forward pass", rung(PlainRows, rows=8)),
     Case(
-        "ladder.3_compiled",
+        "ladder.3_passes",
+        "+ 16 rows a pass, less padding",
+        rung(lambda lm: PlainRows(lm, "float32", CPU_ROWS)),
+    ),
+    Case(
+        "ladder.4_compiled",
         "+ compiled, no padding, row by row",
         compiled(Shortcuts(False, False)),
         gpu=False,
     ),
-    Case("ladder.4_last", "+ last layer at the answers only", compiled(Shortcuts(False, True)), gpu=False),
-    Case("ladder.5_first", "+ first layer of the text once", compiled(Shortcuts()), gpu=False),
+    Case("ladder.5_last", "+ last layer at the answers only", compiled(Shortcuts(False, True)), gpu=False),
+    Case("ladder.6_first", "+ first layer of the text once", compiled(Shortcuts()), gpu=False),
 )

@@ -29,6 +29,8 @@ MOST_BYTES = 8 * 2**30
 """Packed weights, both ways, that are still held beside the model's own."""
 MOST_POSITIONS = 4096
 """Positions in a row, for which angles are tabulated and activations held."""
+CPU_ROWS = 16
+"""Rows in one of a model's own passes on the CPU: the activations of more leave the cache, fewer leave it idle."""
 PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Largest difference from the model's own gradient on the probe, relative to the gradient's norm."""
 _log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ def frozen_rows(lm: LanguageModel, precision: Precision, longest: int) -> Frozen
         decoder = _packed(lm, precision)
         if decoder is not None and longest <= decoder.longest:
             return decoder
+        return PlainRows(lm, precision, CPU_ROWS)
     return PlainRows(lm, precision)
 
 

@@ -51,13 +51,35 @@ class FrozenRows(Protocol):
 
 @dataclass(frozen=True)
 class PlainRows:
-    """Any causal LM, through its own forward pass: rows padded to one length, logits at the answers' columns only."""
+    """Any causal LM, through its own forward pass: rows padded to one length, logits at the answers' columns only.
+
+    Attributes:
+        lm: the frozen model.
+        precision: bfloat16 is torch's autocast.
+        rows_per_pass: rows of a batch that are padded to one length and run together.
+    """
 
     lm: LanguageModel
     precision: Precision = "float32"
+    rows_per_pass: int = 1024
 
     def gradients(self, rows: Sequence[Row], owners: Sequence[int], jobs: int, n: int) -> Gradients:
         """See `FrozenRows`."""
+        size = self.rows_per_pass
+        parts = [
+            self._pass(rows[i : i + size], owners[i : i + size], jobs) for i in range(0, len(rows), size)
+        ]
+
+        def gradients(tokens: Tensor) -> tuple[Tensor, Tensor]:
+            losses, slopes = parts[0](tokens)
+            for part in parts[1:]:
+                more, steeper = part(tokens)
+                losses, slopes = losses + more, slopes + steeper
+            return losses, slopes
+
+        return gradients
+
+    def _pass(self, rows: Sequence[Row], owners: Sequence[int], jobs: int) -> Gradients:
         lm = self.lm
         ids, mask = left_padded(lm, [row.question + row.answer for row in rows])
         width = max(len(row.answer) for row in rows)
