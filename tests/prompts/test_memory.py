@@ -11,7 +11,7 @@ from nvcim.crossbar import Crossbar, CrossbarConfig
 from nvcim.errors import ConfigError, DataError
 from nvcim.mitigation import MITIGATIONS, get_mitigation
 from nvcim.prompts.memory import PromptMemory, Replacement
-from nvcim.prompts.memory_columns import BLOCK
+from nvcim.prompts.memory_columns import BLOCK, Columns
 from nvcim.prompts.search import MIPS, SCALED_SEARCH, SearchSettings, blend, prepared_query
 from nvcim.randomness import named_generator
 
@@ -183,6 +183,15 @@ def test_blocks_do_not_show_in_what_is_read() -> None:
     memory.replace(BLOCK, codes[0], "new", named_generator(1))
     assert [memory.slots[place].writes for place in (BLOCK - 1, BLOCK)] == [1, 2]
     assert not torch.equal(memory.search(codes[:2], MIPS)[:, BLOCK], scores[:, BLOCK])
+
+
+def test_columns_of_several_blocks_come_in_the_order_they_are_asked_for() -> None:
+    columns = Columns(CrossbarConfig(), 2)
+    weight = torch.randn(BLOCK + 2, 2, 1, generator=named_generator(0))
+    written = Crossbar.program(weight, CrossbarConfig(), named_generator(1))
+    columns.put(range(BLOCK + 2), written)
+    places = [BLOCK + 1, 3, BLOCK, 0]
+    assert torch.equal(columns.take(places).read_weight(), written.read_weight()[places])
 
 
 def test_a_rewritten_place_keeps_its_stuck_cells_and_adds_up_pulses() -> None:
