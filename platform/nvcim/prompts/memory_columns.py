@@ -131,7 +131,7 @@ class Columns:
         """Block by block: rows in the block, which of `places` they are, and the block, grown to hold them."""
         wanted = torch.as_tensor(list(places))
         self._used = max(self._used, int(wanted.max()) + 1)
-        for number in (wanted // BLOCK).unique().tolist():
+        for number in sorted(set((wanted // BLOCK).tolist())):
             own = (wanted // BLOCK == number).nonzero()[:, 0]
             row = wanted[own] - number * BLOCK
             while len(self._blocks) <= number:
@@ -143,7 +143,7 @@ class Columns:
         parts: dict[str, list[Tensor]] = {name: [] for name in self._blocks[0]}
         order = []
         wanted = torch.as_tensor(list(places))
-        for number in (wanted // BLOCK).unique().tolist():
+        for number in sorted(set((wanted // BLOCK).tolist())):
             own = (wanted // BLOCK == number).nonzero()[:, 0]
             order.append(own)
             row = wanted[own] - number * BLOCK
