@@ -44,8 +44,8 @@ def streams() -> list[UserStream]:
 @pytest.fixture(scope="session")
 def tiny(tiny_lm: Path, streams: list[UserStream]) -> Personaliser:
     """The tiny random LM and an autoencoder fitted to it."""
-    texts = [sample.input for stream in streams for sample in stream.history]
-    return Personaliser.fit(LanguageModel.load(str(tiny_lm), "cpu"), texts, SMALL, seed=0)
+    samples = [sample for stream in streams for sample in stream.history]
+    return Personaliser.fit(LanguageModel.load(str(tiny_lm), "cpu"), samples, SMALL, seed=0)
 
 
 @pytest.fixture

@@ -120,8 +120,8 @@ def test_tuning_pays_and_sets_of_their_own_beat_one_for_all() -> None:
     lm = LanguageModel.load("embedded", "cpu")
     streams = generate_users(4, UserSettings(period=15, queries_per_domain=6), seed=23)
     settings = PromptSettings(buffer=15, tuning=TuningSettings(steps=24))
-    texts = [sample.input for stream in streams for sample in stream.history]
-    personaliser = Personaliser.fit(lm, texts, settings, seed=0)
+    samples = [sample for stream in streams for sample in stream.history]
+    personaliser = Personaliser.fit(lm, samples, settings, seed=0)
     crossbar = CrossbarConfig(device="FeFET3", sigma=0.1)
     nodes = {s.user_id: EdgeNode.new(s.user_id, crossbar, 0, personaliser) for s in streams}
     take_in(nodes, streams, personaliser)

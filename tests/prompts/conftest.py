@@ -68,9 +68,9 @@ def users() -> list[UserStream]:
 
 @pytest.fixture(scope="session")
 def personaliser(embedded: LanguageModel, users: list[UserStream]) -> Personaliser:
-    """The embedded LM with an autoencoder fitted to those users' texts."""
-    texts = [sample.input for user in users for sample in user.history]
-    return Personaliser.fit(embedded, texts, PromptSettings(), seed=0)
+    """The embedded LM with an autoencoder fitted to those users' samples."""
+    samples = [sample for user in users for sample in user.history]
+    return Personaliser.fit(embedded, samples, PromptSettings(), seed=0)
 
 
 @pytest.fixture(scope="session")

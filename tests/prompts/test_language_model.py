@@ -50,7 +50,7 @@ def test_a_node_lives_with_any_causal_lm(any_lm: LanguageModel, users: list[User
     """Tuning, writing, searching and generating, each checked for what only it can have done."""
     history = [s for s in users[1].history if len(any_lm.question_ids(s.input)) < any_lm.context - 40][:6]
     before = {name: weight.clone() for name, weight in any_lm.model.state_dict().items()}
-    personaliser = Personaliser.fit(any_lm, [s.input for s in history], SMALL, seed=0)
+    personaliser = Personaliser.fit(any_lm, history, SMALL, seed=0)
     node = EdgeNode.new("n", CrossbarConfig(), 5, personaliser)
     for sample in history:
         node.observe(sample)

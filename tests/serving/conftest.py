@@ -57,10 +57,14 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lm = LanguageModel.load(str(run / "lm"), "cpu")
     users = generate_users(len(DEVICES), UserSettings(domains=2, period=4), seed=5)
     settings = PromptSettings(
-        buffer=8, selection=SelectionSettings(k=2), key_tokens=2, layer=1, tuning=TuningSettings(tokens=4, steps=2)
+        buffer=8,
+        selection=SelectionSettings(k=2),
+        key_tokens=2,
+        layer=1,
+        tuning=TuningSettings(tokens=4, steps=2),
     )
-    texts = [sample.input for user in users for sample in user.history]
-    personaliser = Personaliser.fit(lm, texts, settings, seed=5)
+    samples = [sample for user in users for sample in user.history]
+    personaliser = Personaliser.fit(lm, samples, settings, seed=5)
     nodes = []
     for index, (user, device) in enumerate(zip(users, DEVICES, strict=True)):
         node = EdgeNode.new(f"node-{index}", CrossbarConfig(device=device), 5, personaliser)

@@ -33,7 +33,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
         autoencoder=AutoencoderSettings(code=16, steps=5),
     )
     lm = LanguageModel.load(str(tiny_lm), "cpu")
-    personaliser = Personaliser.fit(lm, [s.input for u in USERS for s in u.history], settings, seed=0)
+    personaliser = Personaliser.fit(lm, [s for u in USERS for s in u.history], settings, seed=0)
     steps: list[tuple[int, int]] = []
     made = tune_bank(USERS, personaliser, EXACT, 3, lambda *step: steps.append(step))
     assert steps

@@ -172,8 +172,8 @@ def run_fleet(
     streams, cut = fitted(streams, lm, settings.prompts)
     if cut:
         on_progress(0, 4, f"{cut} samples were longer than the model's context and lost their ends")
-    texts = [sample.input for stream in streams for sample in stream.history]
-    save_personaliser(Personaliser.fit(lm, texts, settings.prompts, seed), run.path)
+    samples = [sample for stream in streams for sample in stream.history]
+    save_personaliser(Personaliser.fit(lm, samples, settings.prompts, seed), run.path)
     with Fleet(run.path, settings, seed) as fleet:
         fleet.add_nodes([(s.user_id, configs[i % len(configs)]) for i, s in enumerate(streams)])
         on_progress(1, 4, f"tuning on {len(streams)} nodes")

@@ -73,8 +73,8 @@ def score_base(
     for turn, seed in enumerate(seeds):
         given = generate_users(users, UserSettings(), named_seed(seed, "card")) if streams is None else None
         chosen, _ = fitted(given or _share(streams or (), users, turn, len(seeds)), lm, settings)
-        texts = [sample.input for user in chosen for sample in user.history]
-        personaliser = Personaliser.fit(lm, texts, settings, seed)
+        samples = [sample for user in chosen for sample in user.history]
+        personaliser = Personaliser.fit(lm, samples, settings, seed)
         nodes = {u.user_id: EdgeNode.new(u.user_id, crossbar, seed, personaliser) for u in chosen}
         take_in(nodes, chosen, personaliser)
         rows = answer_queries(nodes, chosen, personaliser)

@@ -35,7 +35,7 @@ class AutoencoderSettings(Settings):
         8, description="of a code's element, sign included: what the array's weight_bits should be"
     )
     noise: float = Field(
-        0.1,
+        0.03,
         ge=0,
         description="training noise on the code where no device's is given, relative to the token set's largest; "
         "0 trains without",

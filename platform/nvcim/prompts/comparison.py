@@ -182,7 +182,7 @@ class _Bench:
         self.configs = configs
         self.seed = seed
         self.on_step = on_step
-        self.texts = [sample.input for user in users for sample in user.history]
+        self.samples = [sample for user in users for sample in user.history]
         self._personalisers: dict[LevelNoise, Personaliser] = {}
         self._chosen: dict[str, list[tuple[str, CodeJob]]] = {}
         self._tuned: dict[tuple[Any, ...], list[TunedCode]] = {}
@@ -238,7 +238,7 @@ class _Bench:
             noise = level_noise(config, settings=self.settings.noise)
         if noise not in self._personalisers:
             self._personalisers[noise] = Personaliser.fit(
-                self.lm, self.texts, self.settings, self.seed, noise
+                self.lm, self.samples, self.settings, self.seed, noise
             )
         return self._personalisers[noise]
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 from nvcim.config import Settings
 from nvcim.crossbar import CrossbarConfig
 from nvcim.data.lamp import Sample
+from nvcim.errors import DataError
 from nvcim.mitigation import Mitigation
 from nvcim.prompts.autoencoder import AutoencoderSettings, TokenAutoencoder, train_autoencoder
 from nvcim.prompts.language_model import LanguageModel
@@ -35,8 +36,8 @@ from nvcim.prompts.sentence_encoder import EmbeddingSource, text_embedder
 from nvcim.prompts.tuning import Perturbation, TuningJob, TuningResult, TuningSettings, loss_gradients, tune
 from nvcim.randomness import named_generator, named_seed
 
-AUTOENCODER_TEXTS = 256
-"""Most texts whose representations the autoencoder is fitted to, beside the token embeddings."""
+AUTOENCODER_SAMPLES = 256
+"""About how many samples' starting sets the autoencoder is fitted to, beside the token embeddings."""
 
 
 class PromptSettings(Settings):
@@ -119,27 +120,35 @@ class Personaliser:
     def fit(
         cls,
         lm: LanguageModel,
-        texts: Sequence[str],
+        samples: Sequence[Sample],
         settings: PromptSettings,
         seed: int,
         noise: LevelNoise | None = None,
     ) -> "Personaliser":
-        """Train the autoencoder on the LM's token embeddings and on represented texts.
+        """Train the autoencoder on the LM's token embeddings and on the token sets that tuning would start from.
 
         Args:
             lm: the frozen model.
-            texts: of users, as they come.
+            samples: of users, as they come.
             settings: of everything that follows too.
             seed: of the autoencoder's training.
             noise: of the device that codes will be written to; None takes `settings.autoencoder.noise`.
 
         Raises:
             ConfigError: the LM has fewer layers than `settings.layer`.
+            DataError: no samples.
         """
-        step = max(1, len(texts) // AUTOENCODER_TEXTS)
-        represented = represent(lm, texts[::step], settings.key_tokens, settings.layer)
-        vectors = torch.cat([lm.embedding_weight.float(), represented.flatten(0, 1)])
-        autoencoder = train_autoencoder(vectors, settings.autoencoder, named_seed(seed, "autoencoder"), noise)
+        if not samples:
+            raise DataError("personaliser: there are no samples to fit the autoencoder to")
+        some = samples[:: max(1, len(samples) // AUTOENCODER_SAMPLES)]
+        keys = represent(lm, [sample.input for sample in some], settings.key_tokens, settings.layer)
+        free = settings.tuning.tokens - settings.key_tokens
+        sets = torch.stack(
+            [_start(lm, own, sample.output, free) for own, sample in zip(keys, some, strict=True)]
+        )
+        own_seed = named_seed(seed, "autoencoder")
+        vectors = lm.embedding_weight.float()
+        autoencoder = train_autoencoder(vectors, settings.autoencoder, own_seed, noise, sets)
         return cls(lm, autoencoder.to(lm.device), settings)
 
     @property
@@ -295,9 +304,14 @@ class Personaliser:
     def _job(self, name: str, taught: Sequence[Sample], keys: Tensor, seed: int) -> TuningJob:
         """A job that starts from a question's representation and the first taught answer's embeddings."""
         free = self.settings.tuning.tokens - self.settings.key_tokens
-        ids = torch.tensor([self.lm.answer_ids(taught[0].output)], device=self.lm.device)
-        answer = self.lm.embed(ids)[0].float()
-        start = torch.cat([keys, functional.adaptive_avg_pool1d(answer.T[None], free)[0].T])
+        start = _start(self.lm, keys, taught[0].output, free)
         mobility = torch.tensor([self.settings.key_mobility] * len(keys) + [1.0] * free)
         pairs = tuple((sample.input, sample.output) for sample in taught)
-        return TuningJob(name, pairs, start.detach(), mobility, named_seed(seed, name))
+        return TuningJob(name, pairs, start, mobility, named_seed(seed, name))
+
+
+def _start(lm: LanguageModel, keys: Tensor, answer: str, free: int) -> Tensor:
+    """A token set [keys + free, hidden] before it is tuned: a question's keys, and the answer's embeddings, pooled."""
+    ids = torch.tensor([lm.answer_ids(answer)], device=lm.device)
+    embedded = lm.embed(ids)[0].detach().float()
+    return torch.cat([keys, functional.adaptive_avg_pool1d(embedded.T[None], free)[0].T])

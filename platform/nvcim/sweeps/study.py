@@ -76,8 +76,8 @@ def _bank_folder(settings: SweepSettings, run: RunFolder, report: Report | None)
     if shared is not None and (shared / MODEL_FILE).is_file():
         personaliser = load_personaliser(shared, "auto")
     else:
-        texts = [sample.input for stream in streams for sample in stream.history]
-        personaliser = Personaliser.fit(LanguageModel.load(settings.model), texts, settings.prompts, seed)
+        samples = [sample for stream in streams for sample in stream.history]
+        personaliser = Personaliser.fit(LanguageModel.load(settings.model), samples, settings.prompts, seed)
 
     def on_step(done: int, total: int) -> None:
         if report is not None:
