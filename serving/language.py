@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nvcim.fleet.node import EdgeNode, answer
 from nvcim.prompts.personaliser_files import load_personaliser
+from nvcim.prompts.prefix_cache import cache_for
 from serving.backends import Completion, CompletionJob, Offer, Refusal
 from serving.run_contents import inspect_run
 
@@ -19,6 +20,7 @@ class RunLanguage:
         self._personaliser = load_personaliser(run, device)
         # A local model is known by its folder's name: where it lies on the server is nobody's business.
         self._model = Path(self._personaliser.lm.name).name
+        self._prefixes = cache_for(self._personaliser.lm)
         self._nodes = {node.node_id: node for node in map(EdgeNode.load, contents.nodes)}
 
     def offer(self) -> Offer:
@@ -48,7 +50,9 @@ class RunLanguage:
             places, batch = zip(*group, strict=True)
             nodes = [self._nodes[job.user] for job in batch]
             texts = [job.prompt for job in batch]
-            answers = answer(nodes, texts, self._personaliser, max_new_tokens=max_tokens)
+            answers = answer(
+                nodes, texts, self._personaliser, max_new_tokens=max_tokens, cache=self._prefixes
+            )
             done |= {
                 place: Completion(
                     a.text, a.slot, a.score, a.prompt_tokens, a.completion_tokens, a.finish_reason

@@ -16,6 +16,7 @@ from nvcim.fleet.streams import answer_queries, take_in
 from nvcim.prompts.methods import NVCIM_PT
 from nvcim.prompts.personaliser import Personaliser
 from nvcim.prompts.personaliser_files import load_personaliser
+from nvcim.prompts.prefix_cache import cache_for
 
 Row = dict[str, Any]
 
@@ -34,6 +35,7 @@ class NodeHost:
             torch.set_num_threads(threads)
         self._run = run
         self._personaliser: Personaliser = load_personaliser(run, device)
+        self._prefixes = cache_for(self._personaliser.lm)
         self._nodes: dict[str, EdgeNode] = {}
         self._metrics = process_metrics()
 
@@ -79,7 +81,8 @@ class NodeHost:
         self, node_ids: Sequence[str], questions: Sequence[str], method: str = NVCIM_PT.name
     ) -> list[Answer]:
         """node_ids[i] answers questions[i], all in one batch."""
-        return answer([self._node(node_id) for node_id in node_ids], questions, self._personaliser, method)
+        nodes = [self._node(node_id) for node_id in node_ids]
+        return answer(nodes, questions, self._personaliser, method, cache=self._prefixes)
 
     def forget(self, node_id: str) -> None:
         """Drop a node and its files."""

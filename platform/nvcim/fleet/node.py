@@ -23,6 +23,7 @@ from nvcim.prompts.generation import generate
 from nvcim.prompts.memory import PromptMemory
 from nvcim.prompts.methods import NVCIM_PT, ONE_FOR_ALL, PLAIN_MIPS, Method
 from nvcim.prompts.personaliser import CodeJob, Personaliser
+from nvcim.prompts.prefix_cache import PrefixCache
 from nvcim.randomness import named_generator, named_seed
 from nvcim.storage.files import atomic_write_bytes, atomic_write_text
 
@@ -195,10 +196,12 @@ def answer(
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
+    cache: PrefixCache | None = None,
 ) -> list[Answer]:
     """nodes[i] answers questions[i]; searches run on each node's array, generation in one batch.
 
-    A node whose memory is empty answers untuned, and its answer says so (`slot` is None).
+    A node whose memory is empty answers untuned, and its answer says so (`slot` is None). `cache` keeps the keys and
+    values of sets that answer again and again.
 
     Raises:
         DataError: a question that does not fit the context, or an unknown method.
@@ -212,7 +215,7 @@ def answer(
         found = _search(nodes, questions, personaliser, method)
     tokens = [one.tokens for one in found]
     limit = personaliser.settings.max_new_tokens if max_new_tokens is None else max_new_tokens
-    texts = generate(personaliser.lm, questions, tokens, limit, temperature, seed)
+    texts = generate(personaliser.lm, questions, tokens, limit, temperature, seed, cache)
     return [
         Answer(
             text.text,

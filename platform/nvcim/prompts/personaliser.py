@@ -66,6 +66,7 @@ class PromptSettings(Settings):
         0.1, gt=0, description="of the blend's weights, relative to a query's largest score"
     )
     noise: LevelNoiseSettings = LevelNoiseSettings()
+    noise_factor: float = Field(1.0, ge=0, description="noise while tokens are tuned, relative to the device's")
     one_for_all_samples: int = Field(
         12, ge=1, description="samples that the one-for-all baseline is tuned on"
     )
@@ -287,7 +288,8 @@ class Personaliser:
     def _seen_by_lm(self, jobs: Sequence[CodeJob], method: Method) -> Perturbation:
         """What tokens become on their way through the array, by the method's tuning noise."""
         encode, decode = self.autoencoder.encode, self.autoencoder.decode
-        levels = [level_noise(entry.config, settings=self.settings.noise) for entry in jobs]
+        factor, form = self.settings.noise_factor, self.settings.noise
+        levels = [level_noise(entry.config, factor, form) for entry in jobs]
 
         def clean(tokens: Tensor, places: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
             return decode(encode(tokens))

@@ -123,6 +123,11 @@ class PrefixCache:
             self.nbytes -= dropped.nbytes
 
 
+def cache_for(lm: LanguageModel) -> PrefixCache | None:
+    """A cache of the default capacity, or None for a model that cannot have one (`lm.can_cache_prefix`)."""
+    return PrefixCache(lm) if lm.can_cache_prefix else None
+
+
 def content_hash(tokens: Tensor) -> bytes:
     """SHA-256 of a tensor's shape and float32 elements."""
     content = tokens.detach().to("cpu", torch.float32).contiguous()
