@@ -25,7 +25,7 @@ LAYERS = (
     ("devices",),
     ("data",),
     ("storage",),
-    ("progress", "compute", "randomness"),
+    ("progress", "compute", "compiled", "randomness"),
     ("config",),
     ("errors",),
 )

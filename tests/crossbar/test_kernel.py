@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nvcim.compiled import Kernel
 from nvcim.crossbar import Crossbar, CrossbarConfig, counter_rng, kernel
 from nvcim.crossbar.mapping import quantize_symmetric
 
@@ -21,7 +22,7 @@ def plain(monkeypatch: pytest.MonkeyPatch):
 
     def run(function, *arguments, **keywords):
         with monkeypatch.context() as patch:
-            patch.setattr(kernel, "_load", lambda: (None, "plain torch (test)"))
+            patch.setattr(kernel, "_load", lambda: Kernel(None, "plain torch (test)"))
             return function(*arguments, **keywords)
 
     if kernel.kernel_for() is None:
@@ -144,11 +145,17 @@ def test_status_says_how_reads_run(plain) -> None:
     assert plain(kernel.kernel_status) == "plain torch (test)"
 
 
-def test_a_missing_compiler_is_logged_and_named(
+def test_without_a_compiler_crossbars_run_in_plain_torch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(kernel.shutil, "which", lambda name: None)
+    monkeypatch.delenv("NVCIM_KERNEL", raising=False)
+    monkeypatch.setattr("nvcim.compiled.shutil.which", lambda name: None)
     library, status = kernel._load.__wrapped__()
     assert library is None
-    assert "no C++ compiler on the PATH" in status
-    assert "no C++ compiler on the PATH" in caplog.text
+    assert status == "plain torch, slower (no compiled kernel: no C++ compiler on the PATH)"
+    assert f"crossbars run in {status}" in caplog.text
+
+
+def test_plain_torch_may_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVCIM_KERNEL", "plain")
+    assert kernel._load.__wrapped__() == (None, "plain torch (NVCIM_KERNEL=plain)")

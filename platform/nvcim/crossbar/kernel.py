@@ -7,34 +7,15 @@ plain torch.
 """
 
 import ctypes
-import hashlib
-import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from nvcim.compiled import Kernel, load_kernel
+
 _SOURCE = Path(__file__).with_name("kernel.cpp")
-# -ffp-contract=off: a*b+c rounds twice, as in torch, so that compiled and plain draws agree to the bit.
-_FLAGS = [
-    "-O3",
-    "-march=native",
-    *(["-mprefer-vector-width=512"] if platform.machine() in {"x86_64", "AMD64"} else []),
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fopenmp",
-    "-fPIC",
-    "-std=gnu++17",
-]
-_log = logging.getLogger(__name__)
 
 _POINTER, _INT64, _INT32, _UINT32, _FLOAT = (
     ctypes.c_void_p,
@@ -115,74 +96,24 @@ def kernel_for(*tensors: Tensor | None) -> ctypes.CDLL | None:
     """Return the compiled kernel if it can serve these tensors (all on the CPU), else None: plain torch."""
     if any(tensor is not None and tensor.device.type != "cpu" for tensor in tensors):
         return None
-    return _load()[0]
+    return _load().library
 
 
 def kernel_status() -> str:
     """One line: whether reads and writes on the CPU run compiled or in plain torch, and why."""
-    return _load()[1]
+    return _load().status
 
 
 @lru_cache(maxsize=1)
-def _load() -> tuple[ctypes.CDLL | None, str]:
-    if os.environ.get("NVCIM_KERNEL") == "plain":
-        return None, "plain torch (NVCIM_KERNEL=plain)"
-    try:
-        library = _declare(_build())
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        status = (
-            f"plain torch, slower (the compiled kernel is not available: {reason[-1] if reason else error})"
-        )
-        _log.warning("crossbars run in %s", status)
-        return None, status
-    return library, "compiled for this CPU"
+def _load() -> Kernel:
+    # -ffp-contract=off: a*b+c rounds twice, as in torch, so that compiled and plain draws agree to the bit.
+    kernel = load_kernel(_SOURCE, "crossbars run in", "plain torch", flags=("-ffp-contract=off",))
+    if kernel.library is not None:
+        _declare(kernel.library)
+    return kernel
 
 
-def _build() -> ctypes.CDLL:
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        raise OSError("no C++ compiler on the PATH")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    facts = [_SOURCE.read_text(encoding="utf-8"), version, " ".join(_FLAGS), torch.__version__, _cpu()]
-    digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-    target = _cache_folder() / f"kernel-{digest}.so"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / "kernel.so"
-            _compile(compiler, made)
-            made.replace(target)  # atomic: several processes may build at once
-    return ctypes.CDLL(str(target))
-
-
-def _compile(compiler: str, target: Path) -> None:
-    # Linked without an OpenMP library of its own, the kernel runs on the threads that torch brought along;
-    # two OpenMP runtimes in one process would compete for the cores.
-    made = target.with_suffix(".o")
-    commands = (
-        [compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(made)],
-        [compiler, "-shared", str(made), "-o", str(target)],
-    )
-    for command in commands:
-        subprocess.run(command, capture_output=True, text=True, check=True)
-
-
-def _cpu() -> str:
-    """What `-march=native` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
-
-
-def _cache_folder() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nvcim"
-    base.mkdir(parents=True, exist_ok=True)
-    return base
-
-
-def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+def _declare(library: ctypes.CDLL) -> None:
     library.nvcim_normals.argtypes = (
         _POINTER, _INT64, _UINT32, _POINTER, _INT64, _INT64, _POINTER, _INT32,
     )  # fmt: skip
@@ -208,4 +139,3 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.nvcim_program.restype = None
     library.nvcim_patches.argtypes = (ctypes.POINTER(PatchArguments),)
     library.nvcim_patches.restype = _INT64
-    return library
