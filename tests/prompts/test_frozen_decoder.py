@@ -133,15 +133,6 @@ def test_bfloat16_is_near(embedded: LanguageModel) -> None:
         assert_same(embedded, rows, 1e-5)
 
 
-def test_a_models_own_pass_may_be_cut_or_in_bfloat16(make_family: Callable[[str], Path]) -> None:
-    lm = LanguageModel.load(str(make_family("gpt2")), "cpu")
-    assert_same(lm, PlainRows(lm, rows_per_pass=1), 1e-5)
-    assert_same(lm, PlainRows(lm, rows_per_pass=2), 1e-5)
-    assert_same(lm, PlainRows(lm, "bfloat16"), 0.05)
-    with pytest.raises(AssertionError):
-        assert_same(lm, PlainRows(lm, "bfloat16"), 1e-5)
-
-
 @pytest.fixture
 def threads() -> Iterator[None]:
     before = torch.get_num_threads()

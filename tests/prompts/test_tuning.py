@@ -252,7 +252,7 @@ def test_a_penalty_is_added_to_each_jobs_own_loss(embedded: LanguageModel) -> No
 
     plain = tune(embedded, jobs, SETTINGS)
     drawn = tune(embedded, jobs, SETTINGS, penalty=short)
-    assert torch.equal(plain[0].tokens, drawn[0].tokens)
+    assert_same(embedded, plain[0].tokens, drawn[0].tokens)
     assert plain[1].first_loss == drawn[1].first_loss
     # Against so strong a penalty the loss does not count: every element shrinks by Adam's steps of one size.
     rates = 0.15 * embedded.embedding_rms * sum(1 - 0.9 * step / 6 for step in range(6))
