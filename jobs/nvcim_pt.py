@@ -101,6 +101,7 @@ def smoke(settings: ComparisonSettings) -> ComparisonSettings:
         update={
             "tasks": settings.compared_tasks()[:2],
             "devices": settings.devices[:2],
+            "ablation_device": settings.ablation_device and settings.devices[0],
             "seeds": 1,
             "users": 2,
             "sigma_sweep": None,

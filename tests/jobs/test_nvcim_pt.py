@@ -20,20 +20,30 @@ CONFIG = ROOT / "jobs" / "nvcim_pt.yaml"
 def test_the_shipped_config_compares_every_method_on_the_papers_devices() -> None:
     settings = load_settings(CONFIG, ComparisonSettings)
     settings.check()
-    assert settings == ComparisonSettings()  # the file spells the defaults out
+    # The file spells the defaults out, but sweeps one task alone.
+    assert {sweep.tasks for sweep in (settings.sigma_sweep, settings.buffer_sweep) if sweep} == {("LaMP_7",)}
+    everywhere = {"tasks": None}
+    defaults = ComparisonSettings()
+    assert defaults == settings.model_copy(
+        update={
+            "sigma_sweep": settings.sigma_sweep and settings.sigma_sweep.model_copy(update=everywhere),
+            "buffer_sweep": settings.buffer_sweep and settings.buffer_sweep.model_copy(update=everywhere),
+        }
+    )
     assert set(METHODS) - set(settings.methods) == set(VARIANTS)
     assert len(settings.devices) == 5
     assert settings.seeds == 5
-    # 4 tasks x 5 seeds; 4 more sigmas and 3 more buffers of the same
-    assert len(settings.planned()) == 20 * (1 + 4 + 3)
+    # 4 tasks x 5 seeds, each a point for all devices and one for the ablations' device; on one task
+    # x 5 seeds 4 more sigmas and 3 more buffers
+    assert len(settings.planned()) == 20 * 2 + 5 * (4 + 3)
 
 
 def test_a_smoke_run_is_the_smallest_with_every_method() -> None:
     settings = ComparisonSettings()
     small = job.smoke(settings)
-    assert len(small.planned()) == 2
-    assert {item.point.methods for item in small.planned()} == {settings.methods}
-    assert {len(item.point.devices) for item in small.planned()} == {2}
+    assert len(small.planned()) == 2 * 2
+    assert {method for item in small.planned() for method in item.point.methods} == {*settings.methods}
+    assert {item.point.devices for item in small.planned()} == {("RRAM1", "FeFET2"), ("RRAM1",)}
     assert (small.seeds, small.users, small.prompts.tuning.steps) == (1, 2, 3)
 
 

@@ -66,7 +66,9 @@ class PromptSettings(Settings):
         0.1, gt=0, description="of the blend's weights, relative to a query's largest score"
     )
     noise: LevelNoiseSettings = LevelNoiseSettings()
-    noise_factor: float = Field(1.0, ge=0, description="noise while tokens are tuned, relative to the device's")
+    noise_factor: float = Field(
+        1.0, ge=0, description="noise while tokens are tuned, relative to the device's"
+    )
     one_for_all_samples: int = Field(
         12, ge=1, description="samples that the one-for-all baseline is tuned on"
     )

@@ -32,7 +32,15 @@ from nvcim.prompts.retrieval_cost import (
 )
 from nvcim.storage import RunFolder, table_schema
 from nvcim.storage.files import atomic_write_table, read_parquet
-from nvcim.sweeps.comparison_methods import BUFFER_SWEEP, DIGITAL, GRID, METHODS, SIGMA_SWEEP, VARIANTS
+from nvcim.sweeps.comparison_methods import (
+    ABLATIONS,
+    BUFFER_SWEEP,
+    DIGITAL,
+    GRID,
+    METHODS,
+    SIGMA_SWEEP,
+    VARIANTS,
+)
 from nvcim.sweeps.comparison_work import PointTables, failed_point, work_off
 
 Row = dict[str, Any]
@@ -124,12 +132,21 @@ class ComparisonSettings(Settings):
     tasks: tuple[str, ...] | None = Field(None, min_length=1, description="null: all that the data have")
     devices: tuple[str, ...] = Field(PAPER_DEVICES, min_length=1)
     methods: tuple[str, ...] = Field(tuple(name for name in METHODS if name not in VARIANTS), min_length=1)
+    ablation_device: str | None = Field(
+        "FeFET3",
+        description="the one device that methods with a part taken out or exchanged run on; null: all of them",
+    )
+    digital_seeds: int | None = Field(
+        3, ge=1, description="seeds in which methods without a crossbar run, the first ones; null: all"
+    )
     seeds: int = Field(
         5, ge=1, le=1000, description="repetitions, each with users, tuning and chips of its own"
     )
-    users: int = Field(6, ge=1, description="users per task and seed")
+    users: int = Field(3, ge=1, description="users per task and seed")
     crossbar: CrossbarConfig = Field(
-        CrossbarConfig(), description="each of `devices` takes its device's place"
+        CrossbarConfig(sigma_unit="full_range"),
+        description="each of `devices` takes its device's place; the harsher of sigma's two units, since with the "
+        "other there is next to nothing to mitigate at the paper's sigma",
     )
     prompts: PromptSettings = PromptSettings()
     sigma_sweep: SigmaSweep | None = SigmaSweep()
@@ -143,6 +160,8 @@ class ComparisonSettings(Settings):
     def _names_are_known(self) -> "ComparisonSettings":
         sweeps = {"sigma_sweep": self.sigma_sweep, "buffer_sweep": self.buffer_sweep}
         _only("methods", self.methods, METHODS)
+        if self.ablation_device is not None and {*ABLATIONS, *VARIANTS} & {*self.methods}:
+            _only("ablation_device", (self.ablation_device,), self.devices)
         for name, sweep in sweeps.items():
             if sweep is not None:
                 _only(f"{name}.methods", sweep.methods, self.methods)
@@ -179,12 +198,13 @@ class ComparisonSettings(Settings):
     def planned(self) -> list["Planned"]:
         """Every point in a fixed order: the grid, then the sweeps' points that the grid lacks (errors as `check`)."""
         tasks = self.compared_tasks()
-        made = [
-            Planned(GRID, self._point(model, task, repeat))
+        whole = [
+            self._point(model, task, repeat)
             for model in dict.fromkeys(self.models)
             for task in tasks
             for repeat in range(self.seeds)
         ]
+        made = [Planned(GRID, part) for point in whole for part in self._parts(point)]
         for part, sweep, field, values in (
             (SIGMA_SWEEP, self.sigma_sweep, "sigma", self.sigma_sweep and self.sigma_sweep.sigmas),
             (BUFFER_SWEEP, self.buffer_sweep, "buffer", self.buffer_sweep and self.buffer_sweep.buffers),
@@ -195,16 +215,27 @@ class ComparisonSettings(Settings):
             made += [
                 Planned(
                     part,
-                    item.point.model_copy(
+                    point.model_copy(
                         update={field: value, "devices": (sweep.device,), "methods": sweep.methods}
                     ),
                 )
                 for value in dict.fromkeys(values)
-                for item in made
-                if item.part == GRID and item.point.task in (sweep.tasks or tasks)
-                if value != getattr(item.point, field)
+                for point in whole
+                if point.task in (sweep.tasks or tasks) and value != getattr(point, field)
             ]
         return made
+
+    def _parts(self, point: ComparisonPoint) -> list[ComparisonPoint]:
+        """A point of the grid as it is run: without digital methods in later seeds, ablations on one device apart."""
+        methods = point.methods
+        if self.digital_seeds is not None and point.repeat >= self.digital_seeds:
+            methods = tuple(method for method in methods if method not in DIGITAL)
+        apart = tuple(method for method in methods if method in (*ABLATIONS, *VARIANTS))
+        if self.ablation_device is None or not apart:
+            return [point.model_copy(update={"methods": methods})] if methods else []
+        whole = tuple(method for method in methods if method not in apart)
+        parts = [{"methods": whole}, {"methods": apart, "devices": (self.ablation_device,)}]
+        return [point.model_copy(update=part) for part in parts if part["methods"]]
 
     def _point(self, model: str, task: str, repeat: int) -> ComparisonPoint:
         return ComparisonPoint(

@@ -3,11 +3,11 @@
 OURS = "nvcim-pt"
 MITIGATIONS = ("no-mitigation", "swv", "cxdnn", "correctnet")
 """Other ways to live with noisy cells; each searches by inner product."""
-ABLATIONS = ("no-noise-training", "mips-search", "no-selection")
-"""NVCiM-PT with one part taken out."""
-VARIANTS = ("plain-autoencoder", "mips", "crossbar-in-the-loop")
-"""NVCiM-PT with other parts exchanged: a code trained without noise; no noise and inner products, on its own codes;
-crossbars in place of the level-wise noise. Compared only where asked for."""
+ABLATIONS = ("no-noise-training", "mips-search", "no-selection", "plain-autoencoder", "mips")
+"""NVCiM-PT without noise while tokens are tuned; without scaled search; without representatives; without noise while
+the autoencoder is trained; without noise in tuning and scaled search both."""
+VARIANTS = ("crossbar-in-the-loop",)
+"""NVCiM-PT with a part exchanged: tuned on simulated arrays in place of level-wise noise. Only where asked for."""
 ONE_FOR_ALL = "one-for-all"
 """One token set for all domains of a user; there is nothing to find."""
 DIGITAL = ("zero-shot", "vanilla", "prefix-tuning", "p-tuning-v2", "dept", "lora")
