@@ -215,6 +215,20 @@ def fleet_run(config: Config = None, model: Model = None, runs: Runs = Path("run
     out.print(f"report: {write_report(folder)}", soft_wrap=True)
 
 
+@fleet_app.command("export")
+def fleet_export(
+    run_folder: Annotated[Path, typer.Argument(help="Run folder of a fleet.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder that gets a folder per token set.")],
+    method: Annotated[str, typer.Option("--method", help="Whose sets.")] = "nvcim-pt",
+    device: Device = "auto",
+) -> None:
+    """Write the stored token sets as adapters that PEFT loads."""
+    from nvcim.fleet.adapters import export_adapters
+
+    written = export_adapters(run_folder, out_folder, method, device)
+    out.print(f"{len(written)} adapters: {out_folder}", highlight=False, soft_wrap=True)
+
+
 def fleet_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `fleet_scores` as a table: a line per task and method, the spread is over nodes."""
     table = Table(title="Fleet: mean ± standard deviation over nodes (measured)")
