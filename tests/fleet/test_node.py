@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from nvcim.fleet.node import METHODS, UNTUNED, EdgeNode, answer, learn, learn_on
 from nvcim.prompts.generation import generate
 from nvcim.prompts.methods import NVCIM_PT, ONE_FOR_ALL, PLAIN_MIPS
 from nvcim.prompts.personaliser import Personaliser
-from nvcim.storage.files import atomic_write_bytes
+from nvcim.storage.files import atomic_write_bytes, atomic_write_text
 from nvcim.storage.schemas import table_schema
 
 Make = Callable[..., EdgeNode]
@@ -162,6 +163,37 @@ def test_a_node_comes_back_as_it_was_and_lives_on_alike(
         if turn == 0:
             assert learn([back], tiny) == learn([node], tiny)
             assert [slot.writes for slot in back.memories["mips"].slots] == [2, 1, 1]
+
+
+def test_a_full_memory_goes_by_its_replacement_rule_after_a_restart_too(
+    make_node: Make, tiny: Personaliser, tmp_path: Path
+) -> None:
+    """The oldest of three sets lies at the most written place: the rule of wear spares it, the default would not."""
+    node = make_node("n")
+    levelled = replace(tiny, settings=tiny.settings.model_copy(update={"replacement": "least_worn"}))
+    node.memories["mips"] = levelled.new_memory(node.config, 3)
+    codes = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    memory = node.memories["mips"]
+    assert [node.write("mips", codes, label) for label in "abc"] == [0, 1, 2]
+    for _ in range(2):
+        memory.drop(0)
+        assert node.write("mips", codes, "a") == 0
+    for place in (1, 2):
+        memory.drop(place)
+        assert node.write("mips", codes, "x") == place
+    assert [slot.writes for slot in memory.slots] == [3, 2, 2]
+    node.save(tmp_path)
+    about = json.loads((tmp_path / "node.json").read_text(encoding="utf-8"))
+    assert about["memories"]["nvcim-pt"].pop("replacement") == "oldest"
+    del about["memories"]["one-for-all"]["replacement"]
+    atomic_write_text(tmp_path / "node.json", json.dumps(about))
+    back = EdgeNode.load(tmp_path)
+    assert {name: kept.replacement for name, kept in back.memories.items()} == {
+        "nvcim-pt": "oldest",
+        "mips": "least_worn",
+        "one-for-all": "oldest",
+    }
+    assert back.write("mips", codes, "y") == node.write("mips", codes, "y") == 1
 
 
 def test_a_node_that_has_seen_nothing_is_saved_too(make_node: Make, tmp_path: Path) -> None:

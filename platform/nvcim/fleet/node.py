@@ -139,7 +139,13 @@ class EdgeNode:
             samples = [Sample(**sample) for sample in content["buffer"]["samples"]]
             memories = {}
             for method, about in content["memories"].items():
-                memory = PromptMemory(config, about["tokens"], about["code"], about["capacity"])
+                memory = PromptMemory(
+                    config,
+                    about["tokens"],
+                    about["code"],
+                    about["capacity"],
+                    replacement=about.get("replacement", "oldest"),  # files of before the rule was saved
+                )
                 state = {k.partition("/")[2]: v for k, v in tensors.items() if k.partition("/")[0] == method}
                 memory.load_state(state, about["labels"], about["writes"])
                 memories[method] = memory
@@ -289,6 +295,7 @@ def _describe(memory: PromptMemory) -> dict[str, Any]:
         "tokens": memory.tokens,
         "code": memory.code,
         "capacity": memory.capacity,
+        "replacement": memory.replacement,
         "labels": [slot.label for slot in memory.slots],
         "writes": [slot.writes for slot in memory.slots],
     }
