@@ -166,3 +166,21 @@ def test_samples_are_spread_over_the_history() -> None:
     (user,) = generate_users(1, UserSettings(period=5), seed=0)
     assert [sample.seq for sample in spread(user.history, 5)] == [0, 3, 6, 9, 12]
     assert spread(user.history, 99) == list(user.history)
+
+
+def test_what_cannot_be_scored_or_asked_is_refused_before_work(tiny_lm: Path, lamp_folder: Path) -> None:
+    changed = point(tiny_lm, data=lamp_folder, users=5, devices=("FeFET2",))
+    folder = lamp_folder / "LaMP_2"
+    outputs = (folder / "dev_outputs.json").read_text()
+    content = json.loads(outputs)
+    content["golds"][0]["output"] = "heist"
+    (folder / "dev_outputs.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="heist"):
+        compare(changed, CrossbarConfig(), QUICK, 3)
+    (folder / "dev_outputs.json").write_text(outputs)
+    questions = json.loads((folder / "dev_questions.json").read_text())
+    for question in questions:
+        question["input"] += " word" * 2000
+    (folder / "dev_questions.json").write_text(json.dumps(questions))
+    with pytest.raises(DataError, match="no question of LaMP_2 fits"):
+        compare(changed, CrossbarConfig(), QUICK, 3)

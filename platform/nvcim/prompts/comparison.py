@@ -29,7 +29,7 @@ from nvcim.prompts.memory import PromptMemory
 from nvcim.prompts.methods import METHODS, Method, get_method
 from nvcim.prompts.noise import LevelNoise, level_noise
 from nvcim.prompts.personaliser import CodeJob, Personaliser, PromptSettings, TunedCode
-from nvcim.prompts.scoring import grade
+from nvcim.prompts.scoring import grade, task_metrics
 from nvcim.randomness import named_generator, named_seed
 
 Row = dict[str, Any]
@@ -82,13 +82,18 @@ def compare(
         A row per answered query, and a row per user for what is kept for the user, by method and device.
 
     Raises:
-        DataError: no users of the task, or data that cannot be read.
+        DataError: no users of the task, answers that are none of its labels, no question that fits the model, or data
+            that cannot be read.
         ConfigError, DeviceError, ModelError: an unknown method, device or model.
     """
     lm = _loaded(point.model)
     settings = prompts.model_copy(update={"buffer": point.buffer})
     drawn = named_seed(seed, "comparison", point.task, point.repeat)
     users = population(point, drawn)
+    golds = [query.output for user in users for query in user.queries]
+    task_metrics(
+        point.task, golds, golds
+    )  # answers that cannot be scored are refused before anything is tuned
     configs = {
         device: crossbar.model_copy(update={"device": device, "sigma": point.sigma})
         for device in point.devices
@@ -96,6 +101,11 @@ def compare(
     for config in configs.values():
         config.cell()  # an unknown device is refused before anything is tuned
     bench = _Bench(lm, settings, users, configs, drawn, on_step)
+    if not any(bench.fits(query) for user in users for query in user.queries):
+        raise DataError(
+            f"model '{point.model}' takes {lm.context} tokens: no question of {point.task} fits beside virtual tokens "
+            "and an answer, and questions are not cut"
+        )
     answers: list[Row] = []
     sets: list[Row] = []
     for name in point.methods:
@@ -210,7 +220,7 @@ class _Bench:
         for user in self.users:
             samples = [(s.input, s.output) for s in spread(user.history, self.settings.one_for_all_samples)]
             fitted = baseline.fit(self.lm, samples, settings, named_seed(self.seed, name, user.user_id))
-            fit = [query for query in user.queries if self._fits(query)]
+            fit = [query for query in user.queries if self.fits(query)]
             texts = fitted.answer([q.input for q in fit], self.settings.max_new_tokens) if fit else []
             said = dict(zip([query.seq for query in fit], texts, strict=True))
             answers += [_answer_row(user, query, _Answer(said.get(query.seq, ""))) for query in user.queries]
@@ -309,7 +319,7 @@ class _Bench:
         tokens: list[Tensor] = []
         labels: list[str] = []
         for user in self.users:
-            queries = [query for query in user.queries if self._fits(query)]
+            queries = [query for query in user.queries if self.fits(query)]
             if not queries:
                 continue
             memory = memories[user.user_id]
@@ -366,13 +376,13 @@ class _Bench:
                     "trained_tokens": sum(passed),
                     "reconstruction_error": float((back - wanted).norm() / wanted.norm().clamp_min(1e-30)),
                     "truncated": sum(result.truncated for result in results),
-                    "unanswered": sum(not self._fits(query) for query in user.queries),
+                    "unanswered": sum(not self.fits(query) for query in user.queries),
                     "failed": sum(result.stopped == "not finite" for result in results),
                 }
             )
         return rows
 
-    def _fits(self, query: Sample) -> bool:
+    def fits(self, query: Sample) -> bool:
         """Whether a question leaves room for virtual tokens and an answer; a question is never cut."""
         taken = self.settings.tuning.tokens + self.settings.max_new_tokens
         return len(self.lm.question_ids(query.input)) + taken <= self.lm.context
