@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from nvcim.errors import DataError, RunError
 from nvcim.fleet import node as node_module
 from nvcim.fleet.node import METHODS, UNTUNED, EdgeNode, answer, learn, learn_one_for_all
 from nvcim.prompts.generation import generate
-from nvcim.prompts.methods import NVCIM_PT, ONE_FOR_ALL, PLAIN_MIPS
+from nvcim.prompts.methods import NVCIM_PT, ONE_FOR_ALL, PLAIN_MIPS, Method
 from nvcim.prompts.personaliser import Personaliser
 from nvcim.storage.files import atomic_write_bytes, atomic_write_text
 from nvcim.storage.schemas import table_schema
@@ -62,6 +63,47 @@ def test_a_node_with_nothing_new_learns_nothing(
     assert {row["node_id"] for row in rows} == {"busy"}
     assert idle.learnt == 0
     assert learn([idle, busy], tiny) == []
+
+
+def test_a_buffer_that_cannot_be_tuned_on_costs_no_node_its_samples(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream]
+) -> None:
+    """One user's answer is longer than the context; the other node learns as if that had never been tried."""
+    sound, spared = (feed(make_node("sound"), streams[0].history[:5]) for _ in range(2))
+    endless = replace(streams[1].history[0], output="word " * tiny.lm.context)
+    broken = feed(make_node("broken"), [endless])
+    with pytest.raises(DataError):
+        learn([sound, broken], tiny)
+    assert list(sound.buffer) == list(streams[0].history[:5])
+    assert list(broken.buffer) == [endless]
+    for node in (sound, broken):
+        assert (node.learnt, [len(memory) for memory in node.memories.values()]) == (0, [0, 0, 0])
+    assert learn([sound], tiny) == learn([spared], tiny)
+
+
+def test_an_error_in_one_method_leaves_no_set_of_another(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, tune = feed(make_node("n"), streams[0].history[:5]), Personaliser.tune
+
+    def fail_at_the_last(self: Personaliser, jobs: Any, method: Method, on_step: Any) -> Any:
+        if method == list(METHODS.values())[-1]:
+            raise DataError("no")
+        return tune(self, jobs, method, on_step)
+
+    monkeypatch.setattr(Personaliser, "tune", fail_at_the_last)
+    with pytest.raises(DataError, match="no"):
+        learn([node], tiny)
+    assert (node.learnt, len(node.buffer)) == (0, 5)
+    assert [len(memory) for memory in node.memories.values()] == [0, 0, 0]
+
+
+def test_a_node_that_is_named_twice_learns_once(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream]
+) -> None:
+    twice, once = (feed(make_node("n"), streams[0].history[:5]) for _ in range(2))
+    assert learn([twice, twice], tiny) == learn([once], tiny)
+    assert twice.learnt == 1
 
 
 def test_nodes_learn_together_as_they_do_alone(

@@ -22,7 +22,7 @@ from nvcim.prompts.buffer import DataBuffer
 from nvcim.prompts.generation import generate
 from nvcim.prompts.memory import PromptMemory
 from nvcim.prompts.methods import NVCIM_PT, ONE_FOR_ALL, PLAIN_MIPS, Method
-from nvcim.prompts.personaliser import CodeJob, Personaliser
+from nvcim.prompts.personaliser import CodeJob, Personaliser, TunedCode
 from nvcim.prompts.prefix_cache import PrefixCache
 from nvcim.randomness import named_generator, named_seed
 from nvcim.storage.files import atomic_write_bytes, atomic_write_text
@@ -168,16 +168,28 @@ def learn(
     methods: Sequence[Method] = tuple(METHODS.values()),
     on_step: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Let every node with a non-empty buffer learn from it, all in shared batches; returns a row per set written."""
-    drained: list[tuple[EdgeNode, list[CodeJob]]] = []
-    for node in nodes:
-        if len(node.buffer):
-            seed = named_seed(node.seed, node.node_id, "learn", node.learnt)
-            drained.append((node, personaliser.jobs(node.buffer.drain(), node.config, seed)))
-            node.learnt += 1
-    owners = [node for node, jobs in drained for _ in jobs]
-    jobs = [job for _, jobs in drained for job in jobs]
-    return [row for method in methods for row in _tune_and_write(owners, jobs, method, personaliser, on_step)]
+    """Let every node with a non-empty buffer learn from it, all in shared batches; returns a row per set written.
+
+    Buffers are emptied and memories written once every method's sets are tuned: an error until then leaves all nodes
+    as they were.
+
+    Raises:
+        DataError: a sample that cannot be tuned on, for example one whose answer does not fit the LM's context.
+        ModelError: a sentence encoder that cannot be used.
+    """
+    learning = [node for node in {id(node): node for node in nodes}.values() if len(node.buffer)]
+    owners: list[EdgeNode] = []
+    jobs: list[CodeJob] = []
+    for node in learning:
+        seed = named_seed(node.seed, node.node_id, "learn", node.learnt)
+        own = personaliser.jobs(tuple(node.buffer), node.config, seed)
+        owners += [node] * len(own)
+        jobs += own
+    tuned = [personaliser.tune(jobs, method, on_step) for method in methods]
+    for node in learning:
+        node.buffer.drain()
+        node.learnt += 1
+    return [row for method, sets in zip(methods, tuned, strict=True) for row in _write(owners, sets, method)]
 
 
 def learn_one_for_all(
@@ -191,7 +203,7 @@ def learn_one_for_all(
         personaliser.one_for_all_job(some, node.config, named_seed(node.seed, node.node_id, "one-for-all"))
         for node, some in zip(nodes, samples, strict=True)
     ]
-    return _tune_and_write(nodes, jobs, ONE_FOR_ALL, personaliser, on_step)
+    return _write(nodes, personaliser.tune(jobs, ONE_FOR_ALL, on_step), ONE_FOR_ALL)
 
 
 def answer(
@@ -263,15 +275,12 @@ def _search(
     return found
 
 
-def _tune_and_write(
-    owners: Sequence[EdgeNode],
-    jobs: Sequence[CodeJob],
-    method: Method,
-    personaliser: Personaliser,
-    on_step: Callable[[], None],
+def _write(
+    owners: Sequence[EdgeNode], tuned_sets: Sequence[TunedCode], method: Method
 ) -> list[dict[str, Any]]:
+    """Write each owner's tuned set; returns a row per set."""
     rows = []
-    for node, tuned in zip(owners, personaliser.tune(jobs, method, on_step), strict=True):
+    for node, tuned in zip(owners, tuned_sets, strict=True):
         place = node.write(method.name, tuned.codes, tuned.label)
         rows.append(
             {
