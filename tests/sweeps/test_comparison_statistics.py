@@ -16,9 +16,15 @@ from nvcim.sweeps.comparison_statistics import (
     grid_rows,
     largest_gain,
     losses,
+    mostly_unanswered,
     over_tasks,
     scores,
+    shared_users,
+    silent_shares,
+    standings,
+    unanswered_shares,
     verdicts,
+    widest,
 )
 
 
@@ -102,8 +108,8 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     ("ours", "other", "verdict"),
     [
         ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5], "not told apart"),
-        ([0.6, 0.7, 0.8], [0.5, 0.6, 0.7], "above"),  # the same 0.1 in each seed: no spread at all
-        ([0.5, 0.6, 0.7], [0.6, 0.7, 0.8], "below"),
+        ([0.6, 0.7, 0.8], [0.5, 0.6, 0.7], "not told apart"),  # 0.1 in each seed: nothing to measure it by
+        ([0.5, 0.6, 0.7], [0.6, 0.7, 0.8], "not told apart"),
         ([0.9, 0.9], [0.1, 0.1], "not told apart"),  # two seeds tell nothing
     ],
 )
@@ -113,7 +119,25 @@ def test_verdicts_without_spread_or_seeds(ours: list[float], other: list[float],
     assert found.verdict == verdict
 
 
-def test_the_best_is_marked_only_where_it_is_told_apart_from_the_runner_up() -> None:
+def test_differences_without_spread_have_no_p_unless_they_are_zero() -> None:
+    same, shifted = (
+        difference(score([0.6, 0.7, 0.8]), score(other)) for other in ([0.6, 0.7, 0.8], [0.5, 0.6, 0.7])
+    )
+    assert same is not None
+    assert shifted is not None
+    assert (same.p, shifted.p, shifted.spread) == (1.0, None, 0.0)
+
+
+def test_the_best_is_told_apart_from_every_competitor_and_not_from_the_runner_up_alone() -> None:
+    # Against b, the runner-up: d = 0.20, 0.21, 0.19, p < 0.01. Against c, lower on the mean: d = 0, 0.1, 0.8, whose
+    # t = 0.3 / (0.4359 / sqrt 3) = 1.19 tells nothing.
+    a, b, c = score([0.8, 0.81, 0.9], "a"), score([0.6, 0.6, 0.71], "b"), score([0.8, 0.71, 0.1], "c")
+    assert best([b, a]) == a.place
+    assert best([a, b, c]) is None
+    assert best([c, a]) is None
+
+
+def test_the_best_is_marked_only_where_it_is_told_apart() -> None:
     clear = [score([0.8, 0.9, 0.85], "a"), score([0.5, 0.61, 0.54], "b"), score([0.1, 0.2, 0.1], "c")]
     marked = best(clear)
     assert marked is not None
@@ -170,6 +194,95 @@ def test_verdicts_over_several_tasks_include_their_mean() -> None:
         "LaMP_5": pytest.approx(0.25),
         "mean": pytest.approx(0.2),
     }
+
+
+def test_the_mean_over_tasks_leaves_out_what_it_is_told_to() -> None:
+    rows = [
+        row
+        for task, by_seed in (("LaMP_2", [0.6, 0.8]), ("LaMP_4", [0.0, 0.0]), ("LaMP_5", [0.2, 0.4]))
+        for row in (
+            *answers({seed: [own] for seed, own in enumerate(by_seed)}, task=task),
+            *answers({0: [0.1], 1: [0.1]}, "swv", task=task),
+        )
+    ]
+    left_out = [("m", "LaMP_4")]
+    place = Place("m", "mean", "RRAM1", "nvcim-pt")
+    assert over_tasks(scores(rows), left_out)[place].by_seed == {0: pytest.approx(0.4), 1: pytest.approx(0.6)}
+    found = {one.place.task: one.difference.ours for one in verdicts(rows, left_out)}
+    assert found == {"LaMP_2": 0.7, "LaMP_4": 0.0, "LaMP_5": pytest.approx(0.3), "mean": pytest.approx(0.5)}
+    assert over_tasks(scores(rows), [("other", "LaMP_4")])[place].mean == pytest.approx(1 / 3)
+
+
+def asked(task: str, user: str, outputs: dict[str, list[str]], repeat: int = 0) -> list[dict[str, Any]]:
+    """Answers of one user by method."""
+    shared = {"model": "m", "task": task, "repeat": repeat, "user_id": user, "data": "lamp_like"}
+    return [
+        {**shared, "method": method, "query": query, "output": output}
+        for method, own in outputs.items()
+        for query, output in enumerate(own)
+    ]
+
+
+def kept(task: str, user: str, unanswered: int, methods: int = 2, repeat: int = 0) -> list[dict[str, Any]]:
+    row = {"model": "m", "task": task, "repeat": repeat, "user_id": user, "unanswered": unanswered}
+    return [row] * methods
+
+
+def test_a_question_that_did_not_fit_counts_once_for_all_methods() -> None:
+    # LaMP_4: 3 of 4 questions of u, 0 of 1 of v: 3 of 5. LaMP_2: 1 of 2, which is not more than half.
+    rows = [
+        *asked("LaMP_4", "u", {"nvcim-pt": ["", "", "", "x"], "swv": ["", "", "", ""]}),
+        *asked("LaMP_4", "v", {"nvcim-pt": ["y"]}),
+        *asked("LaMP_2", "u", {"nvcim-pt": ["", "x"], "swv": ["", "y"]}),
+    ]
+    sets = [*kept("LaMP_4", "u", 3), *kept("LaMP_4", "v", 0, 1), *kept("LaMP_2", "u", 1)]
+    shares = unanswered_shares(rows, sets)
+    assert shares == {("m", "LaMP_4"): 0.6, ("m", "LaMP_2"): 0.5}
+    assert mostly_unanswered(shares) == [("m", "LaMP_4")]
+    assert silent_shares(rows) == shares
+
+
+def test_users_that_answer_in_several_seeds_are_counted_in_read_data_alone() -> None:
+    said = {"nvcim-pt": ["x", "y"], "swv": ["x", "y"]}
+    rows = [
+        *asked("LaMP_2", "u", said, 0),
+        *asked("LaMP_2", "u", said, 3),
+        *asked("LaMP_2", "v", said, 0),
+        *asked("LaMP_4", "v", said, 1),  # another task has its own draw of users
+    ]
+    assert shared_users(rows) == 1
+    # Generated users are drawn anew in every seed and have the same names.
+    assert shared_users([{**row, "data": "generated"} for row in rows]) == 0
+
+
+def test_a_standing_counts_a_missing_baseline_as_not_beaten() -> None:
+    every = ("no-mitigation", "swv", "cxdnn", "correctnet")
+    found = standings(
+        [
+            *(on("RRAM1", method, 0.5, 0.4, 0.3) for method in every),
+            *(on("RRAM4", method, 0.5, 0.4, 0.3) for method in every[:3]),
+            *(on("FeFET2", method, 0.5, 0.4 if method == "swv" else 0.6, 0.01) for method in every),
+            on("FeFET3", "one-for-all", 0.5, 0.4, 0.3),
+        ]
+    )
+    assert [(one.device, one.above, one.above_all, one.missing, one.below) for one in found] == [
+        ("RRAM1", 4, True, (), ()),
+        ("RRAM4", 3, False, ("correctnet",), ()),
+        ("FeFET2", 1, False, (), ("no-mitigation", "cxdnn", "correctnet")),
+        ("FeFET3", 0, False, every, ()),
+    ]
+
+
+def on(device: str, method: str, ours: float, other: float, p: float) -> Against:
+    found = against(method, ours, other, p)
+    return Against(found.place._replace(device=device), found.difference)
+
+
+def test_the_widest_verdicts_are_those_over_tasks_or_of_the_only_task() -> None:
+    of_one, of_other, over_all = (against("swv", 0.5, 0.4, 0.1, task) for task in ("a", "b", "mean"))
+    assert widest([of_one, of_other, over_all]) == [over_all]
+    assert widest([of_one]) == [of_one]
+    assert widest([of_one, of_other]) == []  # neither stands for both
 
 
 def against(method: str, ours: float, other: float, p: float | None, task: str = "t") -> Against:
