@@ -243,6 +243,28 @@ def test_folders_of_several_tasks_give_users_with_the_task_in_their_id(tmp_path:
     }
 
 
+def test_two_folders_with_the_same_user_of_a_task_are_refused(tmp_path: Path) -> None:
+    """Users of one id in two folders may be two people; ids that differ, or tasks that do, are fine."""
+    put(tmp_path / "a", [question("110", [item("1")]), question("111", [])], golds("110", "111"))
+    put(tmp_path / "b", [question("112", [item("2")])], golds("112"))
+    asked, profile_item, _ = OFFICIAL["LaMP_5"]
+    papers = [{"id": "110", "input": asked, "profile": [{"id": "1"} | profile_item]}]
+    put(tmp_path / "c", papers, golds("110", task="LaMP_5"))
+    assert [stream.user_id for stream in read_lamp_folders(tmp_path)] == [
+        "LaMP_3-110",
+        "LaMP_3-111",
+        "LaMP_3-112",
+        "LaMP_5-110",
+    ]
+    put(tmp_path / "d", [question("113", []), question("111", [])], golds("111", "113"))
+    with pytest.raises(DataError) as caught:
+        read_lamp_folders(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'a'} and {tmp_path / 'd'}: both hold user '111' of LaMP_3; allowed: each user of a task in one "
+        f"folder below {tmp_path}"
+    )
+
+
 def test_a_user_is_held_back_alike_with_and_without_the_task_in_the_id() -> None:
     share = sum(held_back(f"LaMP_3-{i}") for i in range(400)) / 400
     assert 0.15 < share < 0.35

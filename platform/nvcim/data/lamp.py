@@ -116,18 +116,27 @@ def read_lamp(folder: Path, split: str = "dev") -> list[UserStream]:
 def read_lamp_folders(root: Path, split: str = "dev") -> list[UserStream]:
     """Read every LaMP folder below `root` (those that hold `{split}_questions.json`), in order of name.
 
-    Users of different tasks are different streams; their ids get the task as a prefix.
+    Users of different tasks are different streams; their ids get the task as a prefix. Several folders may hold the
+    same task, for example parts of it, if no id is in two of them: it need not be the same person there.
 
     Raises:
-        DataError: no such folder below `root`, or what `read_lamp` raises.
+        DataError: no such folder below `root`, two folders that hold the same user of a task, or what `read_lamp`
+            raises.
     """
     folders = sorted(path.parent for path in root.glob(f"*/{split}_questions.json"))
     if not folders:
         raise DataError(f"{root}: no folder below it holds {split}_questions.json")
     streams = []
+    folder_of: dict[str, Path] = {}
     for folder in folders:
         for stream in read_lamp(folder, split):
             user = f"{stream.task}-{stream.user_id}"
+            if user in folder_of:
+                raise DataError(
+                    f"{folder_of[user]} and {folder}: both hold user '{stream.user_id}' of {stream.task}; allowed: "
+                    f"each user of a task in one folder below {root}"
+                )
+            folder_of[user] = folder
             history = tuple(replace(sample, user_id=user) for sample in stream.history)
             queries = tuple(replace(sample, user_id=user) for sample in stream.queries)
             streams.append(UserStream(user, stream.task, history, queries))
