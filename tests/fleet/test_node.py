@@ -12,10 +12,14 @@ import torch
 from nvcim.data.lamp import Sample, UserStream
 from nvcim.errors import DataError, RunError
 from nvcim.fleet import node as node_module
-from nvcim.fleet.node import METHODS, UNTUNED, EdgeNode, answer, learn, learn_one_for_all
+from nvcim.fleet.node import CHOICE_COLUMNS, METHODS, UNTUNED, EdgeNode, answer, learn, learn_one_for_all
 from nvcim.prompts.generation import generate
 from nvcim.prompts.methods import NVCIM_PT, ONE_FOR_ALL, PLAIN_MIPS, Method
 from nvcim.prompts.personaliser import Personaliser
+from nvcim.prompts.representation import represent
+from nvcim.prompts.selection import SelectionSettings, select_representatives
+from nvcim.randomness import named_seed
+from nvcim.storage import RunFolder
 from nvcim.storage.files import atomic_write_bytes, atomic_write_text
 from nvcim.storage.schemas import table_schema
 
@@ -55,6 +59,47 @@ def test_learning_drains_the_buffer_and_writes_every_method(
     assert len(node.memories[ONE_FOR_ALL.name]) == 0
 
 
+def test_a_set_s_row_says_how_its_representative_was_chosen(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream], tmp_path: Path
+) -> None:
+    """Of the same embeddings and seed as the node's, selection alone gives what the table has to show."""
+    samples, node = streams[0].history[:5], make_node("n")
+    settings = tiny.settings.model_copy(update={"selection": SelectionSettings(rule="silhouette")})
+    rows = learn([feed(node, samples)], replace(tiny, settings=settings))
+    keys = represent(tiny.lm, [sample.input for sample in samples], settings.key_tokens, settings.layer)
+    seed = named_seed(named_seed(node.seed, "n", "learn", 0), "k-means")
+    chosen = select_representatives(keys.mean(1), settings.selection, seed)
+    rows += learn_one_for_all([node], [samples], tiny)
+    run = RunFolder.create(tmp_path, "sets", {}, seed=1)
+    run.write_table("token_sets", rows)
+    stored = run.read_table("token_sets").to_pylist()
+    found = [[row[column] for column in CHOICE_COLUMNS] for row in stored]
+    expected = [
+        ["silhouette", 2, pytest.approx(chosen.scores[2]), pytest.approx(cosine), len(members), 5]
+        for cosine, members in zip(chosen.similarity, chosen.neighbours, strict=True)
+    ]
+    assert found == [*expected, *expected, [None] * 6]
+    assert sum(members for *_, members, _ in found[:2]) == 5
+
+
+def test_a_set_s_row_says_how_its_tuning_went(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream]
+) -> None:
+    """A question longer than the context is cut; patience ends a loss that never falls by 99 nats after its first."""
+    tuning = tiny.settings.tuning.model_copy(update={"steps": 9, "patience": 3, "min_improvement": 99.0})
+    impatient = replace(tiny, settings=tiny.settings.model_copy(update={"tuning": tuning}))
+    sample = streams[0].history[0]
+    long = replace(sample, input="whale " * tiny.lm.context)
+    for given, personaliser, expected in (
+        (sample, tiny, (3, "steps", 0)),
+        (long, tiny, (3, "steps", 1)),
+        (sample, impatient, (4, "patience", 0)),
+    ):
+        rows = learn([feed(make_node("n"), [given])], personaliser)
+        rows += learn_one_for_all([make_node("n")], [[given]], personaliser)
+        assert [(row["steps"], row["stopped"], row["truncated"]) for row in rows] == [expected] * 3
+
+
 def test_a_node_with_nothing_new_learns_nothing(
     make_node: Make, tiny: Personaliser, streams: list[UserStream]
 ) -> None:
@@ -65,37 +110,30 @@ def test_a_node_with_nothing_new_learns_nothing(
     assert learn([idle, busy], tiny) == []
 
 
-def test_a_buffer_that_cannot_be_tuned_on_costs_no_node_its_samples(
-    make_node: Make, tiny: Personaliser, streams: list[UserStream]
+@pytest.mark.parametrize("failing", METHODS)
+def test_an_error_in_any_method_s_tuning_leaves_every_node_as_it_was(
+    make_node: Make, tiny: Personaliser, streams: list[UserStream], failing: str
 ) -> None:
-    """One user's answer is longer than the context; the other node learns as if that had never been tried."""
-    sound, spared = (feed(make_node("sound"), streams[0].history[:5]) for _ in range(2))
-    endless = replace(streams[1].history[0], output="word " * tiny.lm.context)
-    broken = feed(make_node("broken"), [endless])
-    with pytest.raises(DataError):
-        learn([sound, broken], tiny)
-    assert list(sound.buffer) == list(streams[0].history[:5])
-    assert list(broken.buffer) == [endless]
-    for node in (sound, broken):
-        assert (node.learnt, [len(memory) for memory in node.memories.values()]) == (0, [0, 0, 0])
-    assert learn([sound], tiny) == learn([spared], tiny)
+    """The nodes then learn as if it had never been tried."""
+    tried, spared = (
+        [feed(make_node(name), stream.history[:5]) for name, stream in zip("ab", streams, strict=False)]
+        for _ in range(2)
+    )
+    tune = Personaliser.tune
 
-
-def test_an_error_in_one_method_leaves_no_set_of_another(
-    make_node: Make, tiny: Personaliser, streams: list[UserStream], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    node, tune = feed(make_node("n"), streams[0].history[:5]), Personaliser.tune
-
-    def fail_at_the_last(self: Personaliser, jobs: Any, method: Method, on_step: Any) -> Any:
-        if method == list(METHODS.values())[-1]:
-            raise DataError("no")
+    def refuse(self: Personaliser, jobs: Any, method: Method, on_step: Any) -> Any:
+        if method.name == failing:
+            raise DataError("no room")
         return tune(self, jobs, method, on_step)
 
-    monkeypatch.setattr(Personaliser, "tune", fail_at_the_last)
-    with pytest.raises(DataError, match="no"):
-        learn([node], tiny)
-    assert (node.learnt, len(node.buffer)) == (0, 5)
-    assert [len(memory) for memory in node.memories.values()] == [0, 0, 0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Personaliser, "tune", refuse)
+        with pytest.raises(DataError, match="no room"):
+            learn(tried, tiny)
+    for node, stream in zip(tried, streams, strict=False):
+        assert tuple(node.buffer) == stream.history[:5]
+        assert (node.learnt, [len(memory) for memory in node.memories.values()]) == (0, [0, 0, 0])
+    assert learn(tried, tiny) == learn(spared, tiny)
 
 
 def test_a_node_that_is_named_twice_learns_once(

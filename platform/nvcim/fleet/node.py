@@ -29,6 +29,15 @@ from nvcim.storage.files import atomic_write_bytes, atomic_write_text
 
 METHODS = {method.name: method for method in (NVCIM_PT, PLAIN_MIPS)}
 """Methods by which a node learns from its buffer; each has a memory of its own."""
+CHOICE_COLUMNS = {
+    "choice_rule": "rule",
+    "choice_k": "k",
+    "choice_silhouette": "silhouette",
+    "choice_cosine": "cosine",
+    "choice_cluster": "cluster_size",
+    "choice_buffer": "buffer",
+}
+"""Columns of a written set's row, and the keys of `CodeJob.choice` that they show."""
 UNTUNED = "untuned"
 """The frozen LM without virtual tokens."""
 
@@ -174,7 +183,7 @@ def learn(
     as they were.
 
     Raises:
-        DataError: a sample that cannot be tuned on, for example one whose answer does not fit the LM's context.
+        DataError: what cannot be tuned, see `nvcim.prompts.tuning.tune`.
         ModelError: a sentence encoder that cannot be used.
     """
     learning = [node for node in {id(node): node for node in nodes}.values() if len(node.buffer)]
@@ -189,7 +198,9 @@ def learn(
     for node in learning:
         node.buffer.drain()
         node.learnt += 1
-    return [row for method, sets in zip(methods, tuned, strict=True) for row in _write(owners, sets, method)]
+    return [
+        row for method, sets in zip(methods, tuned, strict=True) for row in _write(owners, jobs, sets, method)
+    ]
 
 
 def learn_one_for_all(
@@ -203,7 +214,7 @@ def learn_one_for_all(
         personaliser.one_for_all_job(some, node.config, named_seed(node.seed, node.node_id, "one-for-all"))
         for node, some in zip(nodes, samples, strict=True)
     ]
-    return _write(nodes, personaliser.tune(jobs, ONE_FOR_ALL, on_step), ONE_FOR_ALL)
+    return _write(nodes, jobs, personaliser.tune(jobs, ONE_FOR_ALL, on_step), ONE_FOR_ALL)
 
 
 def answer(
@@ -276,11 +287,11 @@ def _search(
 
 
 def _write(
-    owners: Sequence[EdgeNode], tuned_sets: Sequence[TunedCode], method: Method
+    owners: Sequence[EdgeNode], jobs: Sequence[CodeJob], tuned_sets: Sequence[TunedCode], method: Method
 ) -> list[dict[str, Any]]:
     """Write each owner's tuned set; returns a row per set."""
     rows = []
-    for node, tuned in zip(owners, tuned_sets, strict=True):
+    for node, job, tuned in zip(owners, jobs, tuned_sets, strict=True):
         place = node.write(method.name, tuned.codes, tuned.label)
         rows.append(
             {
@@ -292,6 +303,10 @@ def _write(
                 "slot": place,
                 "first_loss": tuned.result.first_loss,
                 "last_loss": tuned.result.last_loss,
+                "steps": tuned.result.steps,
+                "stopped": tuned.result.stopped,
+                "truncated": tuned.result.truncated,
+                **{column: job.choice.get(key) for column, key in CHOICE_COLUMNS.items()},
                 "basis": "measured",
             }
         )

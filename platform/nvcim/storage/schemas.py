@@ -43,6 +43,30 @@ TOKEN_SETS = pa.schema(
         _column("slot", _int, "place in the prompt memory"),
         _column("first_loss", _real, "answer loss at the first tuning step", "nats per token"),
         _column("last_loss", _real, "answer loss at the last tuning step", "nats per token"),
+        _column("steps", _int, "updates made in tuning"),
+        _column("stopped", _text, "why tuning ended: steps, patience or not finite"),
+        _column(
+            "truncated", _int, "samples it was tuned on whose text was cut to fit the context", "samples"
+        ),
+        _column(
+            "choice_rule",
+            _text,
+            "how the number of clusters was set: fixed, ratio or silhouette; this and the other columns of the choice "
+            "are empty where no representative was chosen",
+            empty=True,
+        ),
+        _column("choice_k", _int, "clusters that the buffer was split into", empty=True),
+        _column(
+            "choice_silhouette",
+            _real,
+            "mean silhouette of that number of clusters, -1 to 1; empty where no numbers were compared",
+            empty=True,
+        ),
+        _column(
+            "choice_cosine", _real, "cosine of the representative to the centre of its cluster", empty=True
+        ),
+        _column("choice_cluster", _int, "size of the representative's cluster", "samples", empty=True),
+        _column("choice_buffer", _int, "samples in the buffer that was clustered", "samples", empty=True),
         _BASIS,
     ]
 )
