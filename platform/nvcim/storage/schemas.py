@@ -196,7 +196,12 @@ COMPARISON_SETS = pa.schema(
         _column("storage_bytes", _int, "what they take", "B"),
         _column("trained_parameters", _int, "numbers that were trained for the user"),
         _column("tuning_steps", _int, "optimiser steps"),
-        _column("trained_tokens", _int, "text tokens that went through the model in training", "tokens"),
+        _column(
+            "trained_tokens",
+            _int,
+            "text and virtual tokens that went forward and backward through the model in training",
+            "tokens",
+        ),
         _column(
             "reconstruction_error",
             _real,
