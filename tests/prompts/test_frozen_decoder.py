@@ -1,5 +1,7 @@
 """The compiled kernel gives the loss and gradient of the model's own forward pass, for the models that it knows."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -222,3 +224,62 @@ def test_weights_that_change_are_packed_anew() -> None:
     after = frozen_rows(lm, "float32", 20)
     assert after is not before
     assert_same(lm, after, 1e-5)
+
+
+def test_a_model_that_was_tuned_can_be_forgotten() -> None:
+    lm = made("llama")
+    rows = frozen_rows(lm, "float32", 20)
+    assert isinstance(rows, FrozenDecoder)
+    model, packed = weakref.ref(lm.model), weakref.ref(rows)
+    del rows
+    gc.collect()
+    assert packed() is not None
+    del lm
+    gc.collect()
+    assert model() is None
+    assert packed() is None
+
+
+def test_weights_in_bfloat16_are_packed_and_give_what_they_are_worth_in_float32(
+    embedded: LanguageModel,
+) -> None:
+    half = LanguageModel.load("embedded", "cpu", "bfloat16")
+    rows = frozen_rows(half, "float32", 512)
+    assert isinstance(rows, FrozenDecoder)
+    worth = LanguageModel.load("embedded", "cpu", "bfloat16")
+    worth.model.float()
+    tokens = tokens_for(embedded)
+    losses, gradient = rows.gradients(ROWS, OWNERS, 2, 3)(tokens)
+    expected, right = PlainRows(worth).gradients(ROWS, OWNERS, 2, 3)(tokens)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
+    assert float((gradient - right).norm() / right.norm()) <= 1e-5
+
+
+@pytest.mark.parametrize(("limit", "positions"), [("context", 13), ("window", 8)])
+def test_a_model_too_short_for_the_probe_takes_its_own_pass(
+    limit: str, positions: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    if limit == "context":
+        small: Any = LlamaForCausalLM(LlamaConfig(vocab_size=77, max_position_embeddings=positions, **sizes))
+    else:
+        small = MistralForCausalLM(
+            MistralConfig(vocab_size=77, num_key_value_heads=4, sliding_window=positions, **sizes)
+        )
+    lm = LanguageModel.wrap("small", small, Words(), "cpu")
+    assert unknown(lm) == f"its {positions} positions are fewer than the probe's 14"
+    assert isinstance(frozen_rows(lm, "float32", 5), PlainRows)
+    assert "disagrees" not in caplog.text  # nothing was computed beyond its tables
+
+
+def test_a_model_as_long_as_the_probe_is_packed() -> None:
+    config = LlamaConfig(
+        vocab_size=77,
+        max_position_embeddings=14,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+    )
+    lm = LanguageModel.wrap("enough", LlamaForCausalLM(config), Words(), "cpu")
+    assert isinstance(frozen_rows(lm, "float32", 14), FrozenDecoder)

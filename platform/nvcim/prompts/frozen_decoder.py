@@ -2,7 +2,8 @@
 
 Known are Llama, Mistral and Qwen2 as transformers builds them: RMSNorm, rotary positions, grouped queries, SwiGLU,
 biases of queries, keys and values. A model with anything else, on a GPU, or with weights too large to be held packed is
-left to its own forward pass; so is one that gives another loss or gradient than the kernel on a probe.
+left to its own forward pass; so is one that gives another loss or gradient than the kernel on a probe. Weights held in
+bfloat16 are packed as what they are worth in float32, so the kernel rounds less than such a model's own pass.
 """
 
 import ctypes
@@ -32,7 +33,12 @@ MOST_POSITIONS = 4096
 CPU_ROWS = 16
 """Rows in one of a model's own passes on the CPU: the activations of more leave the cache, fewer leave it idle."""
 PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
-"""Largest difference from the model's own gradient on the probe, relative to the gradient's norm."""
+"""Largest difference from the model's own loss and gradient on the probe, relative to their size, by the coarser of the
+kernel's products and the model's own type."""
+PROBE_TOKENS = 2
+"""Virtual tokens of the probe."""
+PROBE_QUESTION, PROBE_ANSWER = 9, 3
+"""Random ids of the probe."""
 _log = logging.getLogger(__name__)
 
 
@@ -81,13 +87,13 @@ def _probed(lm: LanguageModel, precision: Precision) -> "FrozenDecoder | None":
     decoder = FrozenDecoder(lm, precision)
     generator = torch.Generator().manual_seed(0)
     size = lm.embedding_weight.shape[0]
-    ids = torch.randint(size, (12,), generator=generator).tolist()
-    row = Row(tuple(ids[:9]), tuple(ids[9:]), 1.0)
-    tokens = lm.embedding_rms * torch.randn(1, 2, lm.hidden, generator=generator)
+    ids = torch.randint(size, (PROBE_QUESTION + PROBE_ANSWER,), generator=generator).tolist()
+    row = Row(tuple(ids[:PROBE_QUESTION]), tuple(ids[PROBE_QUESTION:]), 1.0)
+    tokens = lm.embedding_rms * torch.randn(1, PROBE_TOKENS, lm.hidden, generator=generator)
     (loss, gradient), (expected, right) = (
-        rows.gradients([row], [0], 1, 2)(tokens) for rows in (decoder, PlainRows(lm))
+        rows.gradients([row], [0], 1, PROBE_TOKENS)(tokens) for rows in (decoder, PlainRows(lm))
     )
-    tolerance = PROBE_TOLERANCE[precision]
+    tolerance = PROBE_TOLERANCE[precision if lm.dtype == torch.float32 else "bfloat16"]
     close = (gradient - right).norm() <= tolerance * right.norm() + 1e-9
     if close and (loss - expected).abs() <= tolerance * expected.abs():
         return decoder
@@ -112,6 +118,9 @@ def unknown(lm: LanguageModel, precision: Precision = "float32") -> str | None:
         return f"rotary positions of kind {rotation}"
     if any(kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or ()):
         return "layers with different attention"
+    longest, probe = longest_row(lm), PROBE_TOKENS + PROBE_QUESTION + PROBE_ANSWER
+    if longest < probe:
+        return f"its {longest} positions are fewer than the probe's {probe}"
     for name, module in lm.model.named_modules():
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
             return f"{name} is a {type(module).__name__}"
@@ -128,6 +137,13 @@ def unknown(lm: LanguageModel, precision: Precision = "float32") -> str | None:
     return None
 
 
+def longest_row(lm: LanguageModel) -> int:
+    """Positions in a row that the kernel takes, virtual tokens included; beyond a sliding window the model computes
+    something else."""
+    window = getattr(lm.model.config, "sliding_window", None) or lm.context
+    return min(lm.context, int(window), MOST_POSITIONS)
+
+
 class FrozenDecoder:
     """A known decoder, packed.
 
@@ -138,16 +154,19 @@ class FrozenDecoder:
 
     Each row is computed on its own, so a job's loss and gradient are the same to the bit whatever else is in the batch
     and on however many of torch's threads it runs.
+
+    It keeps the model's embeddings, not the model: `_PACKED` would otherwise hold every model that was ever tuned.
     """
 
     def __init__(
         self, lm: LanguageModel, precision: Precision = "float32", shortcuts: Shortcuts | None = None
     ) -> None:
         config, body = lm.model.config, lm.model.model
-        self.lm = lm
-        window = getattr(config, "sliding_window", None) or lm.context
-        self.longest = min(lm.context, int(window), MOST_POSITIONS)
-        """Positions in a row, virtual tokens included; beyond a sliding window the model computes something else."""
+        self.longest = longest_row(lm)
+        """Positions in a row."""
+        self._name = lm.name
+        self._hidden = lm.hidden
+        self._embeddings: nn.Module = lm.model.get_input_embeddings()
         self._precision: Precision = precision
         self._alive: list[Any] = []  # what the kernel's structures point to
         shortcuts = shortcuts or Shortcuts()
@@ -186,7 +205,7 @@ class FrozenDecoder:
         """
         kernel = frozen_kernel()
         assert kernel is not None, "a decoder is packed only where there is a kernel"
-        hidden = self.lm.hidden
+        hidden = self._hidden
         prepared = [self._prepare(kernel, row, n) for row in rows]
         seen = torch.zeros(jobs, n, hidden)
         losses, slopes = torch.zeros(len(rows)), torch.zeros(len(rows), n, hidden)
@@ -222,19 +241,19 @@ class FrozenDecoder:
         if kernel.nvcim_frozen_rows(
             ctypes.byref(self._decoder), table, len(table), max(1, min(torch.get_num_threads(), len(table)))
         ):
-            raise MemoryError(f"model '{self.lm.name}': no memory for the activations of a sample")
+            raise MemoryError(f"model '{self._name}': no memory for the activations of a sample")
 
     def _prepare(self, kernel: ctypes.CDLL, row: Row, n: int) -> tuple[Tensor, ...]:
         """Text embeddings, first-layer queries and keys with values, predicting places, labels; what never changes."""
         ids = torch.tensor((row.question + row.answer)[:-1])  # the last id predicts nothing that is learned
-        text = self.lm.embed(ids).detach().float().contiguous()
+        text = self._embeddings(ids).detach().float().contiguous()
         model = self._decoder
         q = torch.empty(len(ids), model.heads * model.head_size)
         kv = torch.empty(len(ids), 2 * model.kv_heads * model.head_size)
         if kernel.nvcim_frozen_first(
             ctypes.byref(model), text.data_ptr(), len(ids), n, q.data_ptr(), kv.data_ptr()
         ):
-            raise MemoryError(f"model '{self.lm.name}': no memory to prepare a sample")
+            raise MemoryError(f"model '{self._name}': no memory to prepare a sample")
         places = torch.arange(n + len(row.question) - 1, n + len(ids))
         return text, q, kv, places, torch.tensor(row.answer)
 
