@@ -140,10 +140,71 @@ def test_a_sample_longer_than_the_context_loses_the_end_of_its_text_and_is_count
     assert torch.equal(result.tokens, expected.tokens)
 
 
-def test_an_answer_longer_than_the_context_is_refused(embedded: LanguageModel) -> None:
-    long = job(embedded, "long", [("x", "word " * 600)], 0)
-    with pytest.raises(DataError, match=r"'long': a sample has an answer of \d+ tokens .* takes 508 beside"):
-        tune(embedded, [long], SETTINGS)
+def test_an_answer_longer_than_the_context_is_cut_and_stops_nobody(embedded: LanguageModel) -> None:
+    """508 tokens are left: 254 of the answer, then of a question as many at most."""
+    long = job(embedded, "long", [("x", "word " * 600), ("which " * 600, "word " * 600)], 0)
+    jobs = [long, job(embedded, "other", PAIRS, 1)]
+    settings = SETTINGS.model_copy(update={"steps": 1})
+    cut, other = tune(embedded, jobs, settings)
+    assert (cut.truncated, other.truncated) == (2, 0)
+    answer = embedded.answer_ids("word " * 600)
+    shown = [
+        (embedded.question_ids("x"), [*answer[:253], answer[-1]]),
+        (embedded.question_ids(embedded.shortened("which " * 600, 254)), [*answer[:253], answer[-1]]),
+    ]
+    losses = []
+    for question, said in shown:
+        with torch.no_grad():
+            text = embedded.embed(torch.tensor([question + said]))
+            logits = embedded.model(inputs_embeds=torch.cat([long.start[None], text], 1)).logits[0]
+        losses.append(
+            torch.nn.functional.cross_entropy(logits[-len(said) - 1 : -1], torch.tensor(said)).item()
+        )
+    assert cut.first_loss == pytest.approx(sum(losses) / 2, abs=1e-4)
+    assert cut.trained_tokens == sum(4 + len(question) + len(said) for question, said in shown)
+
+
+def test_more_virtual_tokens_than_the_context_takes_are_refused(embedded: LanguageModel) -> None:
+    many = TuningJob("many", PAIRS[:1], torch.zeros(511, embedded.hidden), torch.ones(511), 0)
+    with pytest.raises(DataError, match="'many': 511 virtual tokens leave 1 of the 512 tokens"):
+        tune(embedded, [many], SETTINGS)
+
+
+def test_trained_tokens_are_those_that_passed_in_all_steps(embedded: LanguageModel) -> None:
+    jobs = [
+        job(embedded, "whole", PAIRS, 0),
+        replace(
+            job(embedded, "idle", PAIRS[:1], 0, mobile=0.0), settings=TuningSettings(steps=6, patience=2)
+        ),
+    ]
+    texts = [len(embedded.question_ids(q)) + len(embedded.answer_ids(a)) for q, a in PAIRS]
+    whole, idle = tune(embedded, jobs, SETTINGS)
+    assert (whole.steps, whole.trained_tokens) == (6, 6 * (sum(texts) + 3 * 4))
+    assert (idle.steps, idle.trained_tokens) == (3, 3 * (texts[0] + 4))
+
+
+@pytest.mark.parametrize("family", ["embedded", "llama", "gpt2"])
+def test_a_model_in_bfloat16_is_tuned(family: str, make_family: Callable[[str], Path]) -> None:
+    name = family if family == "embedded" else str(make_family(family))
+    half = LanguageModel.load(name, "cpu", "bfloat16")
+    exact = LanguageModel.load(name, "cpu")
+    one = job(exact, "j", PAIRS, 0)
+    (rough,), (right,) = (tune(lm, [one], SETTINGS) for lm in (half, exact))
+    assert rough.tokens.dtype == torch.float32
+    assert rough.first_loss == pytest.approx(right.first_loss, rel=0.02)
+    assert rough.last_loss < rough.first_loss
+    (gradient,), (wanted,) = (loss_gradients(lm, [one], [one.start], SETTINGS) for lm in (half, exact))
+    assert gradient.dtype == torch.float32
+    assert float((gradient - wanted).norm() / wanted.norm()) < 0.1
+
+
+def test_a_last_step_that_runs_away_is_told_and_taken_back(embedded: LanguageModel) -> None:
+    wild = TuningSettings(tokens=4, steps=1, learning_rate=math.inf)
+    jobs = [replace(job(embedded, "wild", PAIRS, 0), settings=wild), job(embedded, "tame", PAIRS, 1)]
+    result, tame = tune(embedded, jobs, SETTINGS)
+    assert (result.stopped, result.reason) == ("not finite", "tokens were not finite after step 1")
+    assert torch.equal(result.tokens, jobs[0].start)
+    assert (tame.stopped, tame.steps) == ("steps", 6)
 
 
 def test_a_start_of_another_width_is_refused(embedded: LanguageModel) -> None:

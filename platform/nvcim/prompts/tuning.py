@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nvcim.config import Settings
 from nvcim.errors import DataError
+from nvcim.prompts.batching import fitted_samples
 from nvcim.prompts.frozen_decoder import frozen_rows
 from nvcim.prompts.frozen_rows import IGNORED as IGNORED
 from nvcim.prompts.frozen_rows import FrozenRows, Gradients, Precision, Row
@@ -87,7 +88,10 @@ class TuningResult:
             that step's update; `last_loss` is the last finite one, both are NaN if there never was one.
         steps: updates made.
         stopped: why it ended; `reason` says it in words.
-        truncated: samples whose text was cut to fit the model's context.
+        truncated: samples of which question, answer or both were cut to fit the model's context (see
+            `batching.fitted_samples`).
+        trained_tokens: tokens passed forward and backward through the LM over all those steps, padding left out: per
+            step the virtual tokens, question and answer of every sample, of one that was cut what is left.
     """
 
     name: str
@@ -98,6 +102,7 @@ class TuningResult:
     stopped: Stop = "steps"
     reason: str = ""
     truncated: int = 0
+    trained_tokens: int = 0
 
 
 def unperturbed(tokens: Tensor, places: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
@@ -128,8 +133,8 @@ def tune(
         penalty: added to the jobs' losses.
 
     Raises:
-        DataError: a job without samples, of a wrong shape, or with a sample that does not fit the model's context
-            however short its text is cut.
+        DataError: a job without samples, of a wrong shape, or with so many virtual tokens that the model's context has
+            no room for a token of a question and one of its answer. Samples that are too long are cut, and counted.
     """
     drafts = [_draft(lm, place, job, settings) for place, job in enumerate(jobs)]
     results: dict[int, TuningResult] = {}
@@ -188,6 +193,10 @@ class _Draft:
     def longest(self) -> int:
         return max(len(row) for row in self.rows)
 
+    @property
+    def tokens_per_step(self) -> int:
+        return sum(len(self.job.start) + len(row) for row in self.rows)
+
 
 def _draft(lm: LanguageModel, place: int, job: TuningJob, settings: TuningSettings) -> _Draft:
     if not job.samples:
@@ -198,21 +207,9 @@ def _draft(lm: LanguageModel, place: int, job: TuningJob, settings: TuningSettin
             f"tuning job '{job.name}': start has shape {tuple(job.start.shape)} and mobility "
             f"{tuple(job.mobility.shape)}; allowed are [n, {lm.hidden}] and [n] with n of at least 1"
         )
-    rows, truncated = [], 0
-    for question, answer in job.samples:
-        ids = lm.question_ids(question)
-        answer_ids = lm.answer_ids(answer)
-        room = lm.context - n - len(answer_ids)
-        if len(ids) > room:
-            ids = lm.question_ids(lm.shortened(question, max(room, 1)))
-            truncated += 1
-        if len(ids) > room:
-            raise DataError(
-                f"tuning job '{job.name}': a sample has an answer of {len(answer_ids)} tokens and a question of at "
-                f"least {len(ids)}, model '{lm.name}' takes {lm.context - n} beside the virtual tokens"
-            )
-        rows.append(Row(tuple(ids), tuple(answer_ids), 1 / len(job.samples)))
-    return _Draft(place, job, job.settings or settings, tuple(rows), truncated)
+    fitted = fitted_samples(lm, job.samples, n, f"tuning job '{job.name}'")
+    rows = tuple(Row(sample.question, sample.answer, 1 / len(fitted)) for sample in fitted)
+    return _Draft(place, job, job.settings or settings, rows, sum(sample.cut for sample in fitted))
 
 
 def _together(lm: LanguageModel, drafts: Sequence[_Draft]) -> list[tuple[FrozenRows, list[_Draft]]]:
@@ -400,9 +397,19 @@ class _Tuner:
         final = state.tokens
         for i, (stopped, reason) in ends.items():
             one, draft = self.active[i], self.active[i].draft
+            if not final[i].isfinite().all() and stopped != "not finite":  # no later step is there to notice
+                stopped, reason = "not finite", f"tokens were not finite after step {one.steps}"
             tokens = (state.sound if stopped == "not finite" else final)[i].clone()
             self.results[draft.place] = TuningResult(
-                draft.job.name, tokens, one.first, one.last, one.steps, stopped, reason, draft.truncated
+                draft.job.name,
+                tokens,
+                one.first,
+                one.last,
+                one.steps,
+                stopped,
+                reason,
+                draft.truncated,
+                one.steps * draft.tokens_per_step,
             )
         staying = [i for i in range(len(self.active)) if i not in ends]
         self.active = [self.active[i] for i in staying]
