@@ -152,6 +152,7 @@ def test_trained_tokens_count_texts_and_virtual_tokens_without_padding(
     cost = fitted_once(method, embedded).cost
     assert (cost.steps, cost.trained_tokens) == (steps, steps * (texts + 4 * each))
     assert cost.shortened == 0
+    assert not cost.failed
     assert cost.seconds > 0
 
 
@@ -192,11 +193,35 @@ def test_a_sample_longer_than_the_context_loses_its_end_and_is_counted(
     assert 240 * fitted.cost.steps <= fitted.cost.trained_tokens <= 256 * fitted.cost.steps
 
 
-def test_an_answer_without_room_for_its_question_is_refused(
-    method: Baseline, embedded: LanguageModel
+def test_an_answer_longer_than_the_context_is_cut_to_half_of_it(
+    method: Baseline, make_family: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(DataError, match=r"answer 'word word .*' leaves 0 of \d+ tokens for its question"):
-        method.fit(embedded, [("why", "word " * 600)], SETTINGS, seed=1)
+    lm = LanguageModel.load(str(make_family("gpt2")), "cpu")  # takes 256 tokens
+    long = ("why", "word " * 300)
+    fitted = method.fit(lm, [long], SETTINGS.model_copy(update={"steps": 1}), seed=1)
+    added = {"vanilla": 8, "prefix-tuning": 8, "p-tuning-v2": 4, "dept": 5}.get(method.name, 0)
+    passed = added if method.name in ("vanilla", "dept") else 0
+    expected = passed + len(lm.question_ids("why")) + (256 - added) // 2
+    assert fitted.cost.shortened == 1
+    assert fitted.cost.trained_tokens == fitted.cost.steps * expected
+    assert math.isfinite(fitted.loss([long]))
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if name != "lora"])
+def test_a_context_without_room_for_a_sample_is_refused(name: str, embedded: LanguageModel) -> None:
+    many = BaselineSettings(tokens=511, dept_tokens=511, p_tuning_v2_tokens=511)
+    with pytest.raises(DataError, match=f"method '{name}': 511 virtual tokens leave 1 of the 512"):
+        get_baseline(name).fit(embedded, OTHERS, many, seed=1)
+
+
+def test_a_model_in_bfloat16_is_fitted(method: Baseline) -> None:
+    half = LanguageModel.load("embedded", "cpu", "bfloat16")
+    fitted = method.fit(half, SAMPLES, SETTINGS, seed=1)
+    assert fitted.cost.steps == (0 if method.name == "zero-shot" else 3)
+    assert not fitted.cost.failed
+    assert all(tensor.dtype == torch.float32 for tensor in fitted.state_dict().values())
+    assert math.isfinite(fitted.loss(SAMPLES))
+    assert len(fitted.answer(QUESTIONS[:1], 2)) == 1
 
 
 def test_a_user_without_samples_is_refused(method: Baseline, embedded: LanguageModel) -> None:
@@ -218,6 +243,7 @@ def test_one_sample_is_enough(method: Baseline, embedded: LanguageModel) -> None
     assert len(method.fit(embedded, SAMPLES[:1], SETTINGS, seed=1).answer(QUESTIONS, 2)) == 3
 
 
+@pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize(
     ("name", "rate"),
     [
@@ -228,11 +254,12 @@ def test_one_sample_is_enough(method: Baseline, embedded: LanguageModel) -> None
         ("lora", "lora_learning_rate"),
     ],
 )
-def test_training_that_runs_away_ends_with_what_still_worked(
-    name: str, rate: str, embedded: LanguageModel
+def test_training_that_runs_away_ends_with_what_still_worked_and_says_so(
+    name: str, rate: str, steps: int, embedded: LanguageModel
 ) -> None:
-    wild = SETTINGS.model_copy(update={rate: math.inf})
+    wild = SETTINGS.model_copy(update={rate: math.inf, "steps": steps})
     fitted = get_baseline(name).fit(embedded, SAMPLES, wild, seed=1)
+    assert fitted.cost.failed
     assert fitted.cost.steps < wild.steps
     assert all(bool(torch.isfinite(tensor).all()) for tensor in fitted.state_dict().values())
     assert math.isfinite(fitted.loss(SAMPLES))

@@ -22,7 +22,7 @@ from nvcim.prompts.baselines.batches import (
     length_groups,
     question_rows,
 )
-from nvcim.prompts.batching import position_ids
+from nvcim.prompts.batching import FittedSample, fitted_samples, position_ids
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.tuning import IGNORED
 
@@ -73,6 +73,10 @@ class Adapted(ABC):
     def inputs(self, rows: Rows) -> Inputs:
         """What rows give to the LM; gradients flow to what is being trained."""
 
+    def fitted(self, samples: Sequence[tuple[str, str]]) -> list[FittedSample]:
+        """(question, answer) samples as ids, cut to what the context has left (`batching.fitted_samples`)."""
+        return fitted_samples(self.lm, samples, self.added, "samples")
+
     def answer_losses(self, batch: AnsweredRows) -> Tensor:
         """Mean loss over each row's answer, nats per token: [rows]."""
         width = batch.labels.shape[1]
@@ -84,8 +88,12 @@ class Adapted(ABC):
 
     @torch.no_grad()
     def loss(self, samples: Sequence[tuple[str, str]], rows_per_batch: int = 64) -> float:
-        """Mean over (question, answer) samples of the mean answer loss, nats per token."""
-        batches = answered_rows(self.lm, samples, rows_per_batch, self.most_padding)
+        """Mean over (question, answer) samples of the mean answer loss, nats per token; cut as in training.
+
+        Raises:
+            DataError: a context without room for samples.
+        """
+        batches = answered_rows(self.lm, self.fitted(samples), rows_per_batch, self.most_padding)
         return float(torch.cat([self.answer_losses(batch) for batch in batches]).mean())
 
     @torch.no_grad()

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from nvcim.errors import DataError
 from nvcim.prompts.baselines.adapted import Adapted
-from nvcim.prompts.baselines.batches import fitting_samples, token_count
 from nvcim.prompts.baselines.settings import BaselineSettings
+from nvcim.prompts.batching import fitted_samples
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.randomness import named_seed
 
@@ -27,11 +27,14 @@ class TrainingCost:
     Attributes:
         trained_parameters: numbers that the optimiser moved.
         storage_bytes: of what has to be kept for the user, as stored (float32).
-        steps: updates kept; fewer than asked for where a loss or gradient was not finite.
+        steps: updates kept; fewer than asked for where the training failed.
+        failed: whether it ended because a loss, a gradient or what was trained was not finite; what is kept is from
+            before that.
         trained_tokens: tokens passed forward and backward through the LM, padding left out: per step every question,
             every answer, and the virtual tokens before each (a prefix of keys and values passes no layer).
         seconds: measured, from the samples to what is kept.
-        shortened: samples whose question was cut at its end to fit the model's context.
+        shortened: samples of which question, answer or both were cut to fit the model's context (see
+            `batching.fitted_samples`).
     """
 
     trained_parameters: int
@@ -40,6 +43,7 @@ class TrainingCost:
     trained_tokens: int
     seconds: float
     shortened: int
+    failed: bool
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,14 @@ class Kept:
     Attributes:
         state: what is kept for the user, by name, float32 on the CPU.
         trained_parameters: numbers that the optimiser moved.
-        steps: done.
+        steps: updates kept.
+        failed: whether the training ended on what is not finite.
     """
 
     state: dict[str, Tensor]
     trained_parameters: int = 0
     steps: int = 0
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,26 +101,26 @@ class Baseline(ABC):
         """Fit (question, answer) samples of one user; reproducible from the seed.
 
         Raises:
-            DataError: no samples, or an answer that leaves no room for its question.
+            DataError: no samples, or a context without room for a token of a question and one of its answer.
         """
         if not samples:
             raise DataError(f"method '{self.name}': there are no samples to fit")
         started = time.perf_counter()
-        added = self.added_tokens(settings)
-        kept_samples, shortened = fitting_samples(lm, samples, lm.context - added)
+        fitted = fitted_samples(lm, samples, self.added_tokens(settings), f"method '{self.name}'")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(named_seed(seed, self.name))  # peft draws its starts from torch's own state
-            kept = self.train(lm, kept_samples, settings, seed)
+            kept = self.train(lm, samples, settings, seed)
         adapted = self.restore(lm, kept.state, settings)
         seconds = time.perf_counter() - started
-        passed = token_count(lm, kept_samples) + self.passed_tokens(settings) * len(kept_samples)
+        passed = sum(len(sample) + self.passed_tokens(settings) for sample in fitted)
         cost = TrainingCost(
             trained_parameters=kept.trained_parameters,
             storage_bytes=sum(tensor.nbytes for tensor in kept.state.values()),
             steps=kept.steps,
             trained_tokens=kept.steps * passed,
             seconds=seconds,
-            shortened=shortened,
+            shortened=sum(sample.cut for sample in fitted),
+            failed=kept.failed,
         )
         return Fitted(self.name, cost, kept.state, adapted)
 
@@ -122,7 +128,7 @@ class Baseline(ABC):
     def train(
         self, lm: LanguageModel, samples: Sequence[tuple[str, str]], settings: BaselineSettings, seed: int
     ) -> Kept:
-        """Train on samples that fit the context; torch's own random state is already set from the seed."""
+        """Train on samples, long ones cut to fit the context; torch's random state is already set from the seed."""
 
     @abstractmethod
     def restore(self, lm: LanguageModel, state: Mapping[str, Tensor], settings: BaselineSettings) -> Adapted:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nvcim.errors import DataError
-from nvcim.prompts.batching import left_padded
+from nvcim.prompts.batching import FittedSample, left_padded
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.tuning import IGNORED
 
@@ -67,42 +67,13 @@ def question_rows(lm: LanguageModel, ids: Sequence[Sequence[int]]) -> Rows:
 
 
 def answered_rows(
-    lm: LanguageModel, samples: Sequence[tuple[str, str]], rows_per_batch: int, most_padding: float
+    lm: LanguageModel, samples: Sequence[FittedSample], rows_per_batch: int, most_padding: float
 ) -> Iterator[AnsweredRows]:
-    """Rows of (question, answer) pairs in batches as `length_groups` makes them."""
-    pairs = [(lm.question_ids(question), lm.answer_ids(answer)) for question, answer in samples]
-    lengths = [len(question) + len(answer) for question, answer in pairs]
-    for places in length_groups(lengths, rows_per_batch, most_padding):
-        part = [pairs[place] for place in places]
-        width = max(len(answer) for _, answer in part)
-        labels = [[IGNORED] * (width - len(answer)) + answer for _, answer in part]
-        asked = torch.tensor([len(question) for question, _ in part], device=lm.device)
-        ids, mask = left_padded(lm, [question + answer for question, answer in part])
+    """Rows of samples in batches as `length_groups` makes them."""
+    for places in length_groups([len(sample) for sample in samples], rows_per_batch, most_padding):
+        part = [samples[place] for place in places]
+        width = max(len(sample.answer) for sample in part)
+        labels = [[IGNORED] * (width - len(sample.answer)) + list(sample.answer) for sample in part]
+        asked = torch.tensor([len(sample.question) for sample in part], device=lm.device)
+        ids, mask = left_padded(lm, [sample.question + sample.answer for sample in part])
         yield AnsweredRows(Rows(ids, mask, asked), torch.tensor(labels, device=lm.device))
-
-
-def fitting_samples(
-    lm: LanguageModel, samples: Sequence[tuple[str, str]], room: int
-) -> tuple[list[tuple[str, str]], int]:
-    """Samples of which each takes at most `room` tokens, and how many questions were shortened for that.
-
-    Raises:
-        DataError: an answer that leaves no room for a question.
-    """
-    fitting, shortened = [], 0
-    for question, answer in samples:
-        left = room - len(lm.answer_ids(answer))
-        text = lm.shortened(question, left) if left > 0 else question
-        if len(lm.question_ids(text)) > left:
-            raise DataError(
-                f"answer '{answer[:40]}...' leaves {max(left, 0)} of {room} tokens for its question, "
-                f"which model '{lm.name}' cannot be taught"
-            )
-        shortened += text != question
-        fitting.append((text, answer))
-    return fitting, shortened
-
-
-def token_count(lm: LanguageModel, samples: Sequence[tuple[str, str]]) -> int:
-    """Tokens of all questions and answers, without padding."""
-    return sum(len(lm.question_ids(question)) + len(lm.answer_ids(answer)) for question, answer in samples)

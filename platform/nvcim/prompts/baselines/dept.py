@@ -78,12 +78,13 @@ class Dept(Baseline):
             Rated((b,), settings.dept_update_learning_rate * lm.embedding_rms),
         ]
         adapted = Decomposed(lm, tokens, a, b, settings.dept_alpha)
-        steps = train(adapted, rated, samples, settings)
+        trained = train(adapted, rated, samples, settings)
         state = {PROMPT: tokens, UPDATE_A: a, UPDATE_B: b}
         return Kept(
             {name: tensor.detach().cpu() for name, tensor in state.items()},
             sum(tensor.numel() for tensor in state.values()),
-            steps,
+            trained.steps,
+            trained.failed,
         )
 
     def restore(self, lm: LanguageModel, state: Mapping[str, Tensor], settings: BaselineSettings) -> Adapted:

@@ -67,10 +67,10 @@ class Lora(Baseline):
         """Train the low-rank factors."""
         injected = inject(lm, settings)
         factors = injected.parameters
-        steps = train(injected, [Rated(factors, settings.lora_learning_rate)], samples, settings)
+        trained = train(injected, [Rated(factors, settings.lora_learning_rate)], samples, settings)
         stored = get_peft_model_state_dict(injected.peft)
         state = {name: tensor.detach().float().cpu() for name, tensor in stored.items()}
-        return Kept(state, sum(factor.numel() for factor in factors), steps)
+        return Kept(state, sum(factor.numel() for factor in factors), trained.steps, trained.failed)
 
     def restore(self, lm: LanguageModel, state: Mapping[str, Tensor], settings: BaselineSettings) -> Adapted:
         """A copy of the LM with the stored factors in it."""

@@ -26,11 +26,11 @@ class PTuningV2(Baseline):
     ) -> Kept:
         """Train the keys and values."""
         prefixed = new_prefix(lm, num_virtual_tokens=settings.p_tuning_v2_tokens)
-        steps = train(
+        trained = train(
             prefixed, [Rated(prefixed.parameters, settings.p_tuning_v2_learning_rate)], samples, settings
         )
         moved = sum(tensor.numel() for tensor in prefixed.parameters)
-        return Kept({PROMPT: prefixed.keys_and_values}, moved, steps)
+        return Kept({PROMPT: prefixed.keys_and_values}, moved, trained.steps, trained.failed)
 
     def restore(self, lm: LanguageModel, state: Mapping[str, Tensor], settings: BaselineSettings) -> Adapted:
         """The LM behind the stored keys and values."""

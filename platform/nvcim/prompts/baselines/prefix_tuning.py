@@ -31,11 +31,11 @@ class PrefixTuning(Baseline):
             prefix_projection=True,
             encoder_hidden_size=settings.prefix_encoder_width,
         )
-        steps = train(
+        trained = train(
             prefixed, [Rated(prefixed.parameters, settings.prefix_learning_rate)], samples, settings
         )
         moved = sum(tensor.numel() for tensor in prefixed.parameters)
-        return Kept({PROMPT: prefixed.keys_and_values}, moved, steps)
+        return Kept({PROMPT: prefixed.keys_and_values}, moved, trained.steps, trained.failed)
 
     def restore(self, lm: LanguageModel, state: Mapping[str, Tensor], settings: BaselineSettings) -> Adapted:
         """The LM behind the stored keys and values."""

@@ -19,16 +19,26 @@ class Rated:
     learning_rate: float
 
 
+@dataclass(frozen=True)
+class Trained:
+    """How a training went.
+
+    Attributes:
+        steps: updates kept.
+        failed: whether a gradient or what was trained was not finite; the training ended there, before the update that
+            led to it.
+    """
+
+    steps: int
+    failed: bool
+
+
 def train(
     adapted: Adapted, rated: Sequence[Rated], samples: Sequence[tuple[str, str]], settings: BaselineSettings
-) -> int:
-    """Train tensors in place; every step sees all samples and weighs them alike.
-
-    Returns:
-        Updates made: fewer than `settings.steps` where a gradient was not finite; the update that led there is then
-        taken back and the training ends.
-    """
-    batches = list(answered_rows(adapted.lm, samples, settings.rows_per_batch, adapted.most_padding))
+) -> Trained:
+    """Train tensors in place; every step sees all samples and weighs them alike."""
+    fitted = adapted.fitted(samples)
+    batches = list(answered_rows(adapted.lm, fitted, settings.rows_per_batch, adapted.most_padding))
     trained = [tensor for group in rated for tensor in group.tensors]
     optimiser = torch.optim.Adam(
         [{"params": list(group.tensors), "lr": group.learning_rate} for group in rated]
@@ -42,11 +52,22 @@ def train(
             loss = adapted.answer_losses(batch).sum() / len(samples)
             for tensor, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
                 tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
-        if not all(bool(torch.isfinite(tensor.grad).all()) for tensor in trained if tensor.grad is not None):
-            with torch.no_grad():
-                for tensor, last in zip(trained, before, strict=True):
-                    tensor.copy_(last)
-            return max(0, step - 1)
+        if not _finite([tensor.grad for tensor in trained if tensor.grad is not None]):
+            _restore(trained, before)
+            return Trained(max(0, step - 1), failed=True)
         before = [tensor.detach().clone() for tensor in trained]
         optimiser.step()
-    return settings.steps
+    if not _finite(trained):  # no later gradient is there to notice
+        _restore(trained, before)
+        return Trained(settings.steps - 1, failed=True)
+    return Trained(settings.steps, failed=False)
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+@torch.no_grad()
+def _restore(trained: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    for tensor, last in zip(trained, before, strict=True):
+        tensor.copy_(last)

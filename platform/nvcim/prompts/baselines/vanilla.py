@@ -63,7 +63,9 @@ class VanillaPromptTuning(Baseline):
             rows_per_batch=settings.rows_per_batch,
         )
         (result,) = tune(lm, [job], how)
-        return Kept({PROMPT: result.tokens.cpu()}, result.tokens.numel(), result.steps)
+        failed = result.stopped == "not finite"
+        steps = max(0, result.steps - 1) if failed else result.steps  # the update that led there is taken back
+        return Kept({PROMPT: result.tokens.cpu()}, result.tokens.numel(), steps, failed)
 
     def restore(self, lm: LanguageModel, state: Mapping[str, Tensor], settings: BaselineSettings) -> Adapted:
         """The LM behind the stored prompt."""
