@@ -44,6 +44,9 @@ def test_a_fleet_writes_its_tables_and_its_nodes(
     assert len(scores) == 3 * len(COMPARED)
     assert [row["device"] for row in scores[:: len(COMPARED)]] == ["RRAM1", "FeFET2", "FeFET3"]
     assert len(run.read_table("fleet_answers")) == 3 * len(COMPARED) * 2
+    lost = run.read_table("reconstruction").to_pylist()
+    assert [row["device"] for row in lost] == list(dict.fromkeys(row["device"] for row in lost))
+    assert all(0 < row["code"] < row["written"] for row in lost)
     sets = run.read_table("token_sets").to_pylist()
     assert {row["node_id"] for row in sets} == {"user-000", "user-001", "user-002"}
     assert {row["seed"] for row in sets} == {5}

@@ -1,7 +1,7 @@
 """A fleet: nodes spread over host actors on a Ray cluster, and one run of it from streams to scores."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import ceil, floor
 from pathlib import Path
 from typing import Any, Literal
@@ -10,18 +10,21 @@ from pydantic import Field
 
 from nvcim.config import Settings
 from nvcim.crossbar import CrossbarConfig
-from nvcim.data.lamp import UserStream, held_back, read_lamp_folders
+from nvcim.data.lamp import Sample, UserStream, held_back, read_lamp_folders
 from nvcim.data.users import UserSettings, generate_users
 from nvcim.errors import DataError, NvcimError
 from nvcim.fleet.host import NodeHost
 from nvcim.fleet.streams import fitted, score_nodes
+from nvcim.prompts.autoencoder import reconstruction_by_device
 from nvcim.prompts.language_model import EMBEDDED, LanguageModel
-from nvcim.prompts.personaliser import Personaliser, PromptSettings
+from nvcim.prompts.personaliser import Personaliser, PromptSettings, starting_sets
 from nvcim.prompts.personaliser_files import save_personaliser
 from nvcim.randomness import named_seed
 from nvcim.storage import RunFolder
 
 Row = dict[str, Any]
+RECONSTRUCTED = 32
+"""Most samples whose token sets tell what storing loses."""
 PAPER_DEVICES = ("RRAM1", "FeFET2", "FeFET3", "RRAM4", "FeFET6")
 
 
@@ -149,6 +152,26 @@ def _shortened(stream: UserStream, settings: FleetSettings) -> UserStream:
     )
 
 
+def reconstruction_rows(
+    personaliser: Personaliser, samples: Sequence[Sample], configs: Sequence[CrossbarConfig], seed: int
+) -> list[Row]:
+    """What each array leaves of token sets: a row per device, over at most `RECONSTRUCTED` samples' starting sets."""
+    some = samples[:: max(1, -(-len(samples) // RECONSTRUCTED))]
+    sets = starting_sets(personaliser.lm, some, personaliser.settings)
+    by_device = {config.device: config for config in configs}
+    found = reconstruction_by_device(personaliser.autoencoder, sets, by_device, seed)
+    return [
+        {
+            "device": device,
+            "sigma": by_device[device].sigma,
+            "weight_bits": by_device[device].weight_bits,
+            **asdict(error),
+            "basis": "measured",
+        }
+        for device, error in found.items()
+    ]
+
+
 def run_fleet(
     settings: FleetSettings, run: RunFolder, on_progress: Callable[[int, int, str], None] = lambda *_: None
 ) -> list[Row]:
@@ -173,7 +196,9 @@ def run_fleet(
     if cut:
         on_progress(0, 4, f"{cut} samples were longer than the model's context and lost their ends")
     samples = [sample for stream in streams for sample in stream.history]
-    save_personaliser(Personaliser.fit(lm, samples, settings.prompts, seed), run.path)
+    personaliser = Personaliser.fit(lm, samples, settings.prompts, seed)
+    save_personaliser(personaliser, run.path)
+    run.write_table("reconstruction", reconstruction_rows(personaliser, samples, configs, seed))
     with Fleet(run.path, settings, seed) as fleet:
         fleet.add_nodes([(s.user_id, configs[i % len(configs)]) for i, s in enumerate(streams)])
         on_progress(1, 4, f"tuning on {len(streams)} nodes")

@@ -207,7 +207,7 @@ class _Bench:
             tuned = self._tune(method, personaliser, jobs, device)
             memories = self._written(method, personaliser, config, [user for user, _ in owned], jobs, tuned)
             answers = self._answered(method, personaliser, memories)
-            sets = self._sets(personaliser, memories, [user for user, _ in owned], jobs, tuned, config)
+            sets = self._sets(personaliser, memories, [user for user, _ in owned], tuned, config)
             outcomes.append(_Outcome(device, answers, sets))
         return outcomes
 
@@ -236,7 +236,7 @@ class _Bench:
                     "reconstruction_error": None,
                     "truncated": cost.shortened,
                     "unanswered": len(user.queries) - len(fit),
-                    "failed": 0,
+                    "failed": int(cost.failed),
                 }
             )
         return [_Outcome(NO_DEVICE, answers, sets)]
@@ -350,7 +350,6 @@ class _Bench:
         personaliser: Personaliser,
         memories: Mapping[str, PromptMemory],
         owners: Sequence[str],
-        jobs: Sequence[CodeJob],
         tuned: Sequence[TunedCode],
         config: CrossbarConfig,
     ) -> list[Row]:
@@ -362,10 +361,6 @@ class _Bench:
             wanted = torch.stack([result.tokens for result in results])
             back = torch.stack([personaliser.decode(memory.read(i)) for i in range(len(places))])
             stored_bits = len(places) * memory.tokens * memory.code * config.weight_bits
-            passed = [
-                result.steps * _passed_tokens(self.lm, jobs[place])
-                for place, result in zip(places, results, strict=True)
-            ]
             rows.append(
                 {
                     "user_id": user.user_id,
@@ -373,7 +368,7 @@ class _Bench:
                     "storage_bytes": -(-stored_bits // 8) + SCALE_BYTES * len(places),
                     "trained_parameters": int(wanted.numel()),
                     "tuning_steps": sum(result.steps for result in results),
-                    "trained_tokens": sum(passed),
+                    "trained_tokens": sum(result.trained_tokens for result in results),
                     "reconstruction_error": float((back - wanted).norm() / wanted.norm().clamp_min(1e-30)),
                     "truncated": sum(result.truncated for result in results),
                     "unanswered": sum(not self.fits(query) for query in user.queries),
@@ -392,12 +387,6 @@ def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     """At most `count` samples at even distances."""
     step = max(1.0, len(samples) / count)
     return [samples[int(i * step)] for i in range(min(count, len(samples)))]
-
-
-def _passed_tokens(lm: LanguageModel, job: CodeJob) -> int:
-    """Tokens that go forward and backward through the LM in a step of a job."""
-    text = sum(len(lm.question_ids(q)) + len(lm.answer_ids(a)) for q, a in job.job.samples)
-    return text + len(job.job.start) * len(job.job.samples)
 
 
 def _places(owners: Sequence[str]) -> dict[str, list[int]]:

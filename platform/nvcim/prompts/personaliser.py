@@ -143,12 +143,7 @@ class Personaliser:
         """
         if not samples:
             raise DataError("personaliser: there are no samples to fit the autoencoder to")
-        some = samples[:: max(1, len(samples) // AUTOENCODER_SAMPLES)]
-        keys = represent(lm, [sample.input for sample in some], settings.key_tokens, settings.layer)
-        free = settings.tuning.tokens - settings.key_tokens
-        sets = torch.stack(
-            [_start(lm, own, sample.output, free) for own, sample in zip(keys, some, strict=True)]
-        )
+        sets = starting_sets(lm, samples[:: max(1, len(samples) // AUTOENCODER_SAMPLES)], settings)
         own_seed = named_seed(seed, "autoencoder")
         vectors = lm.embedding_weight.float()
         autoencoder = train_autoencoder(vectors, settings.autoencoder, own_seed, noise, sets)
@@ -312,6 +307,15 @@ class Personaliser:
         mobility = torch.tensor([self.settings.key_mobility] * len(keys) + [1.0] * free)
         pairs = tuple((sample.input, sample.output) for sample in taught)
         return TuningJob(name, pairs, start, mobility, named_seed(seed, name))
+
+
+def starting_sets(lm: LanguageModel, samples: Sequence[Sample], settings: PromptSettings) -> Tensor:
+    """Token sets [samples, n, hidden] from which tuning would start, one per sample."""
+    keys = represent(lm, [sample.input for sample in samples], settings.key_tokens, settings.layer)
+    free = settings.tuning.tokens - settings.key_tokens
+    return torch.stack(
+        [_start(lm, own, sample.output, free) for own, sample in zip(keys, samples, strict=True)]
+    )
 
 
 def _start(lm: LanguageModel, keys: Tensor, answer: str, free: int) -> Tensor:

@@ -105,6 +105,15 @@ _SECTIONS = (
         ("score", "hit_rate"),
     ),
     _Section(
+        "reconstruction",
+        "Token autoencoder: what storing loses",
+        "Token sets from which tuning starts, encoded, rounded, written to each device and read back; errors "
+        "are relative to the sets' RMS.",
+        lambda rows: [],
+        ("device", "sigma", "weight_bits"),
+        ("code", "quantised", "written"),
+    ),
+    _Section(
         "segmentation",
         "Segmentation: float and quantized weights, ideal arithmetic and crossbars",
         "The same trained network, its weights as float or quantized, computed digitally or on simulated "

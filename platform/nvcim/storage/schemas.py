@@ -229,6 +229,20 @@ COMPARISON_METRICS = pa.schema(
     ]
 )
 
+RECONSTRUCTION = pa.schema(
+    [
+        _column("device", _text, "memory device of the crossbar"),
+        _column("sigma", _real, "programming variation"),
+        _column("weight_bits", _int, "bits of a code's element, sign included"),
+        _column("code", _real, "RMS error of token sets encoded and decoded, relative to their RMS"),
+        _column("quantised", _real, "the same, rounded to the array's integers"),
+        _column("written", _real, "the same, written to the device and read back: mean over draws"),
+        _column("spread", _real, "standard deviation of that over draws"),
+        _column("draws", _int, "how often the sets were written"),
+        _BASIS,
+    ]
+)
+
 COMPARISON_POINTS = pa.schema(
     [
         _column("point_id", _text, "name of the point in the ledger"),
@@ -268,6 +282,7 @@ RETRIEVAL_COST = pa.schema(
 TABLES: dict[str, pa.Schema] = {
     "stages": STAGES,
     "token_sets": TOKEN_SETS,
+    "reconstruction": RECONSTRUCTION,
     "fleet_answers": FLEET_ANSWERS,
     "fleet_scores": FLEET_SCORES,
     "segmentation": SEGMENTATION_SCORES,

@@ -64,7 +64,9 @@ class VanillaPromptTuning(Baseline):
         )
         (result,) = tune(lm, [job], how)
         failed = result.stopped == "not finite"
-        steps = max(0, result.steps - 1) if failed else result.steps  # the update that led there is taken back
+        steps = (
+            max(0, result.steps - 1) if failed else result.steps
+        )  # the update that led there is taken back
         return Kept({PROMPT: result.tokens.cpu()}, result.tokens.numel(), steps, failed)
 
     def restore(self, lm: LanguageModel, state: Mapping[str, Tensor], settings: BaselineSettings) -> Adapted:
