@@ -82,6 +82,14 @@ def test_a_difference_is_paired_by_seed() -> None:
     assert found.verdict == "not told apart"
 
 
+def test_seeds_that_cancel_are_no_difference() -> None:
+    # d = 0.7, -0.8, 0.1, whose sum is 0 but for the last digit of the binary fractions
+    found = difference(score([0.7, 0.1, 0.3]), score([0.0, 0.9, 0.2]))
+    assert found is not None
+    assert found.mean == 0
+    assert losses([Against(Place("m", "t", "d", "swv"), found)]) == []
+
+
 def test_p_is_that_of_scipys_paired_test() -> None:
     ours, other = [0.51, 0.62, 0.55, 0.7, 0.58], [0.5, 0.52, 0.49, 0.56, 0.5]
     found = difference(score(ours), score(other))

@@ -188,7 +188,7 @@ def difference(ours: Score, other: Score) -> Difference | None:
     return Difference(
         ours=statistics.fmean(ours.by_seed[seed] for seed in seeds),
         other=statistics.fmean(other.by_seed[seed] for seed in seeds),
-        mean=statistics.fmean(steps),
+        mean=round(statistics.fmean(steps), 12),
         spread=statistics.stdev(steps) if len(steps) > 1 else None,
         p=_paired_p(steps) if len(steps) >= FEWEST_SEEDS else None,
         seeds=len(seeds),
