@@ -1,21 +1,24 @@
 """Figures of a comparison: scores by device, the two sweeps with their spread, domains found, reconstruction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from nvcim.report.comparison_tables import sweep_rows, sweeps_of
+from nvcim.report.comparison_tables import sets_per_user, standing_sentence, sweep_rows, sweeps_of
 from nvcim.report.figures import Figure
 from nvcim.report.groups import Row, basis_of, distinct, mean, spread, values, where
 from nvcim.report.style import WIDE, colours, markers, styled
-from nvcim.sweeps.comparison_methods import GRID, MITIGATIONS, NO_DEVICE, OURS, in_table_order
+from nvcim.sweeps.comparison_methods import BUFFER_SWEEP, GRID, MITIGATIONS, NO_DEVICE, OURS, in_table_order
 from nvcim.sweeps.comparison_statistics import (
-    ALL_TASKS,
     Place,
     Score,
+    Task,
     grid_rows,
+    mostly_unanswered,
     over_tasks,
     scores,
+    silent_shares,
+    standings,
     verdicts,
 )
 
@@ -27,19 +30,26 @@ _SWEEP_AXES = {
 
 
 def comparison_figures(rows: Sequence[Row]) -> list[Figure]:
-    """For each model: scores over all tasks, each sweep, and the share of right domains; rows of `comparison`."""
+    """For each model: scores over all tasks, each sweep, and the share of right domains; rows of `comparison`.
+
+    Tasks whose questions mostly do not fit the context are left out of means over tasks, as in the tables.
+    """
     made = []
     for model in distinct(rows, "model"):
         own = where(rows, model=model)
         grid = grid_rows(own)
+        left_out = mostly_unanswered(silent_shares(grid))
         if grid:
-            made.append(_scores_by_device(grid, model))
+            made.append(_scores_by_device(grid, model, left_out))
         for part, column in sweeps_of(own):
             swept, device = sweep_rows(own, part)
             tasks = sorted(distinct(swept, "task"))
             made += [_sweep(where(swept, task=task), column, device, f"{model}, {task}") for task in tasks]
-            if len(tasks) > 1:
-                made.append(_sweep(swept, column, device, f"{model}, mean over {len(tasks)} tasks"))
+            counted = [task for task in tasks if (model, task) not in left_out]
+            if len(tasks) > 1 and counted:
+                of_counted = [row for row in swept if row["task"] in counted]
+                name = f"{model}, mean over {len(counted)} tasks"
+                made.append(_sweep(of_counted, column, device, name))
         searched = [row for row in grid if row["hit"] is not None]
         if searched:
             made.append(_domains_found(searched, model))
@@ -47,9 +57,12 @@ def comparison_figures(rows: Sequence[Row]) -> list[Figure]:
 
 
 def set_figures(rows: Sequence[Row]) -> list[Figure]:
-    """For each model: storage per user by method, and the reconstruction error; rows of `comparison_sets`."""
+    """For each model: sets by buffer size, storage by method, reconstruction error; rows of `comparison_sets`."""
     made = []
     for model in distinct(rows, "model"):
+        counts = sets_per_user(where(rows, model=model), BUFFER_SWEEP)
+        if counts:
+            made.append(_sets_by_buffer(counts, where(rows, model=model, part=BUFFER_SWEEP), model))
         own = where(rows, model=model, part=GRID)
         if not own:
             continue
@@ -60,36 +73,39 @@ def set_figures(rows: Sequence[Row]) -> list[Figure]:
     return made
 
 
-def _scores_by_device(rows: Sequence[Row], model: str) -> Figure:
+def _scores_by_device(rows: Sequence[Row], model: str, left_out: Sequence[Task]) -> Figure:
     """Mean over tasks of every method, a bar per device, whiskers over seeds."""
-    found = over_tasks(scores(rows))
+    found = over_tasks(scores(rows), left_out)
     plot = _bars_by_device(
         {(place.method, place.device): list(score.by_seed.values()) for place, score in found.items()}
     )
-    title = f"{model}: {_against_mitigations(rows)}"
+    title = f"{model}: {_against_mitigations(rows, left_out)}"
     _wide(plot, title, "mean score over tasks, 0..1")
     note = (
         "Bars: mean over seeds of the mean over tasks (accuracy, or ROUGE-1 of texts); whiskers: standard deviation "
         "over seeds. A method without a crossbar has one bar."
     )
+    seeds = {place.method: len(score.by_seed) for place, score in found.items()}
+    fewer = [
+        f"{method} {seeds[method]}"
+        for method in in_table_order(set(seeds))
+        if seeds[method] < max(seeds.values())
+    ]
+    if fewer:
+        note += f" Seeds, where fewer than {max(seeds.values())}: {', '.join(fewer)}."
+    if left_out:
+        note += (
+            f" Without tasks whose questions mostly do not fit: {', '.join(task for _, task in left_out)}."
+        )
     return Figure(plot, basis_of(rows), note)
 
 
-def _against_mitigations(rows: Sequence[Row]) -> str:
-    """On how many devices NVCiM-PT's mean is above that of every mitigation baseline, for a title."""
-    against = [one for one in verdicts(rows) if one.place.method in MITIGATIONS]
-    over_all = [one for one in against if one.place.task == ALL_TASKS] or against
-    devices = list(dict.fromkeys(one.place.device for one in over_all))
-    above = [
-        device
-        for device in devices
-        if all(one.difference.mean > 0 for one in over_all if one.place.device == device)
-    ]
-    if not devices:
+def _against_mitigations(rows: Sequence[Row], left_out: Sequence[Task]) -> str:
+    """On how many devices NVCiM-PT's mean is above how many mitigation baselines, for a title."""
+    found = standings(verdicts(rows, left_out))
+    if not any(one.differences for one in found):
         return "mean scores by method"
-    return (
-        f"{OURS}'s mean is above that of every mitigation baseline on {len(above)} of {len(devices)} devices"
-    )
+    return f"{OURS}'s {standing_sentence(found)} (of {len(MITIGATIONS)} mitigation baselines)"
 
 
 def _sweep(rows: Sequence[Row], column: str, device: str, where_from: str) -> Figure:
@@ -133,9 +149,34 @@ def _sweep(rows: Sequence[Row], column: str, device: str, where_from: str) -> Fi
         ends.append(f"{method} {line[0][1]:.3f} to {line[-1][1]:.3f}")
     title = f"{where_from}, {device}, {column} {_range(list(by_value))}: {', '.join(ends[:3])}"
     styled(plot, title, _SWEEP_AXES[column], "score, 0..1 (higher is better)")
-    return Figure(
-        plot, basis_of(rows), "Bands: one standard deviation over seeds to either side of the mean."
+    note = "Bands: one standard deviation over seeds to either side of the mean."
+    if column == "buffer":
+        note += " How many token sets a user has at each size is shown with what the methods keep."
+    return Figure(plot, basis_of(rows), note)
+
+
+def _sets_by_buffer(counts: Mapping[float, float], rows: Sequence[Row], model: str) -> Figure:
+    """Token sets per user against the buffer's size, beside the sweep of scores."""
+    sizes = sorted(counts)
+    points = go.Scatter(
+        x=sizes,
+        y=[counts[size] for size in sizes],
+        mode="lines+markers+text",
+        text=[f"{counts[size]:.1f}" for size in sizes],
+        textposition="top center",
+        marker={"color": colours(["sets"])["sets"], "size": 9},
     )
+    title = (
+        f"{model}: {counts[sizes[0]]:.1f} token sets per user at a buffer of {sizes[0]:g}, "
+        f"{counts[sizes[-1]]:.1f} at {sizes[-1]:g}"
+    )
+    plot = styled(go.Figure(points), title, _SWEEP_AXES["buffer"], "token sets per user (mean)")
+    plot.update_yaxes(rangemode="tozero")
+    note = (
+        f"Of {OURS} in the buffer sweep. Where a fixed number of sets is made of every full buffer, small buffers make "
+        "more sets of a user's history: the sweep of scores then compares numbers of sets as well."
+    )
+    return Figure(plot, basis_of(rows), note)
 
 
 def _domains_found(rows: Sequence[Row], model: str) -> Figure:
