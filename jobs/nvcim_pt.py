@@ -21,7 +21,12 @@ from nvcim.errors import NvcimError, RunError
 from nvcim.progress import progress
 from nvcim.prompts.comparison import compare
 from nvcim.report import write_report
-from nvcim.report.comparison_tables import comparison_tables, point_tables, set_tables
+from nvcim.report.comparison_tables import (
+    comparison_tables,
+    point_tables,
+    set_tables,
+    summary_tables,
+)
 from nvcim.report.crossbar_tables import TextTable
 from nvcim.report.retrieval_tables import retrieval_tables
 from nvcim.storage import RunFolder
@@ -80,13 +85,14 @@ def run(options: argparse.Namespace) -> RunFolder:
 
 
 def printed_tables(folder: RunFolder) -> list[TextTable]:
-    """The tables of a finished run, what it found first (raises RunError where the run lacks one)."""
+    """The tables of a finished run, what it found first and its summary last (RunError where it lacks one)."""
     cost = folder.read_table("retrieval_cost").to_pylist() if "retrieval_cost" in folder.tables() else []
     return [
         *comparison_tables(folder),
         *set_tables(folder),
         *(retrieval_tables(cost) if cost else []),
         *point_tables(folder),
+        *summary_tables(folder),
     ]
 
 
@@ -125,6 +131,9 @@ def _prepared(options: argparse.Namespace) -> tuple[ComparisonSettings, RunFolde
         return parse_settings(folder.record.settings, ComparisonSettings, source), folder
     settings = load_settings(options.config, ComparisonSettings) if options.config else ComparisonSettings()
     settings = parse_settings({**settings.model_dump(), **changes}, ComparisonSettings, "the command line")
+    if settings.data is not None:
+        # Recorded as the place it is, so that the run can go on from any working folder.
+        settings = settings.model_copy(update={"data": settings.data.resolve()})
     if options.smoke:
         settings = smoke(settings)
     settings.check()

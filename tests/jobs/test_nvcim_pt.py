@@ -6,6 +6,8 @@ import pytest
 
 import jobs.nvcim_pt as job
 from nvcim.config import load_settings
+from nvcim.data.lamp import write_lamp
+from nvcim.data.users import UserSettings, generate_users
 from nvcim.fleet.ray_session import RaySession
 from nvcim.report import write_report
 from nvcim.storage import RunFolder
@@ -74,6 +76,8 @@ def test_a_run_is_reported_printed_resumed_and_rendered_again(
     out = " ".join(capsys.readouterr().out.split())  # titles wrap
     for shown in ("Scores with embedded at sigma 0.1", "nvcim-pt", "lora", "where NVCiM-PT loses", "report:"):
         assert shown in out
+    # The standing against the mitigation baselines ends the print, as it is what the comparison is for.
+    assert "NVCiM-PT less each mitigation baseline" in out[out.index("What a user costs") :]
 
     before = made.read_table("comparison")
     made.table_path("comparison").unlink()
@@ -82,6 +86,28 @@ def test_a_run_is_reported_printed_resumed_and_rendered_again(
     assert made.read_table("comparison").equals(before)
     (folder / "report.html").unlink()
     assert '<section id="comparison">' in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_a_run_on_a_relative_folder_of_data_goes_on_from_any_working_folder(
+    ray_local: RaySession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "compare", plausible)
+    (tmp_path / "here" / "deep").mkdir(parents=True)
+    users = generate_users(2, UserSettings(tasks=("LaMP_2",)), seed=0)
+    write_lamp(users, tmp_path / "here" / "users" / "LaMP_2")
+    monkeypatch.chdir(tmp_path / "here")
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        "{tasks: [LaMP_2], devices: [RRAM1], methods: [nvcim-pt], ablation_device: null, users: 1, seeds: 1,"
+        " sigma_sweep: null, buffer_sweep: null, retrieval: null}"
+    )
+    assert job.main(["--config", str(config), "--data", "users", "--runs", str(tmp_path / "runs")]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert Path(str(RunFolder.open(folder).record.settings["data"])).is_absolute()
+    (folder / "comparison.parquet").unlink()
+    monkeypatch.chdir(tmp_path / "here" / "deep")
+    assert job.main(["--resume", str(folder)]) == 0
+    assert RunFolder.open(folder).read_table("comparison").num_rows > 0
 
 
 @pytest.mark.slow
