@@ -459,6 +459,8 @@ def test_the_first_finding_is_about_the_mitigation_baselines_and_needs_all_of_th
         "mean is above 4 of 4 on 1 of 2 devices; significantly below on 0; not counted, as a baseline is missing: "
         "RRAM4 (no correctnet)"
     )
+    title = comparison_figures(rows)[0].plot.layout.title.text.replace("<br>", " ")
+    assert title == "m: nvcim-pt's mean is above all 4 mitigation baselines on 1 of 2 devices"
 
 
 def test_official_metrics_are_means_over_seeds(run: RunFolder) -> None:
