@@ -14,6 +14,7 @@ from nvcim.data.lamp import (
     read_lamp,
     read_lamp_folders,
     split_tweet,
+    spread_evenly,
     write_lamp,
 )
 from nvcim.data.lamp_prompts import PAIR_INSTRUCTIONS, TWEET_QUESTION, citation_question
@@ -282,3 +283,9 @@ def test_streams_that_no_lamp_file_can_hold_are_refused(tmp_path: Path) -> None:
     odd = Sample("u", 3, "LaMP_3", "no instruction here", "5")
     with pytest.raises(DataError, match="input 3 is not"):
         write_lamp([UserStream("u", "LaMP_3", (odd,), one.queries)], tmp_path)
+
+
+def test_samples_are_spread_over_the_history() -> None:
+    (user,) = generate_users(1, UserSettings(period=5), seed=0)
+    assert [sample.seq for sample in spread_evenly(user.history, 5)] == [0, 3, 6, 9, 12]
+    assert spread_evenly(user.history, 99) == list(user.history)

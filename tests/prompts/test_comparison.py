@@ -11,7 +11,7 @@ from nvcim.data.lamp import write_lamp
 from nvcim.data.users import UserSettings, generate_users
 from nvcim.errors import ConfigError, DataError, DeviceError
 from nvcim.prompts.autoencoder import AutoencoderSettings
-from nvcim.prompts.comparison import KNOWN_METHODS, ComparisonPoint, compare, population, spread
+from nvcim.prompts.comparison import KNOWN_METHODS, ComparisonPoint, compare, population
 from nvcim.prompts.methods import METHODS, get_method
 from nvcim.prompts.personaliser import PromptSettings
 from nvcim.prompts.tuning import TuningSettings
@@ -160,12 +160,6 @@ def test_a_points_name_depends_on_all_of_it(tiny_lm: Path) -> None:
 
 def test_every_method_is_known_once() -> None:
     assert len(set(KNOWN_METHODS)) == len(KNOWN_METHODS)
-
-
-def test_samples_are_spread_over_the_history() -> None:
-    (user,) = generate_users(1, UserSettings(period=5), seed=0)
-    assert [sample.seq for sample in spread(user.history, 5)] == [0, 3, 6, 9, 12]
-    assert spread(user.history, 99) == list(user.history)
 
 
 def test_what_cannot_be_scored_or_asked_is_refused_before_work(tiny_lm: Path, lamp_folder: Path) -> None:

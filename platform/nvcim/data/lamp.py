@@ -143,6 +143,12 @@ def read_lamp_folders(root: Path, split: str = "dev") -> list[UserStream]:
     return streams
 
 
+def spread_evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most `count` samples at even distances."""
+    step = max(1.0, len(samples) / count)
+    return [samples[int(i * step)] for i in range(min(count, len(samples)))]
+
+
 def held_back(user_id: str) -> bool:
     """Whether a user belongs to the quarter (by a hash of the id) that no base model is trained on."""
     return zlib.crc32(user_id.rpartition("-")[2].encode("utf-8")) % 4 == 0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nvcim.data.lamp import Sample, UserStream
+from nvcim.data.lamp import Sample, UserStream, spread_evenly
 from nvcim.errors import DataError
 from nvcim.fleet.node import METHODS, UNTUNED, Answer, EdgeNode, answer, learn, learn_one_for_all
 from nvcim.prompts.language_model import LanguageModel
@@ -46,7 +46,7 @@ def take_in(
             while samples and not node.buffer.is_full:
                 node.observe(samples.popleft())
         rows += learn(fed, personaliser, on_step=on_step)
-    spread = [_spread(stream.history, personaliser.settings.one_for_all_samples) for stream in streams]
+    spread = [spread_evenly(stream.history, personaliser.settings.one_for_all_samples) for stream in streams]
     rows += learn_one_for_all(fed, spread, personaliser, on_step)
     return rows
 
@@ -144,9 +144,3 @@ def _row(node: EdgeNode, query: Sample, method: str, got: Answer) -> Row:
         "completion_tokens": got.completion_tokens,
         "basis": "measured",
     }
-
-
-def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """At most `count` samples at even distances."""
-    step = max(1.0, len(samples) / count)
-    return [samples[int(i * step)] for i in range(min(count, len(samples)))]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nvcim.config import Settings
 from nvcim.crossbar import CrossbarConfig
-from nvcim.data.lamp import Sample, UserStream, read_lamp_folders
+from nvcim.data.lamp import Sample, UserStream, read_lamp_folders, spread_evenly
 from nvcim.data.users import UserSettings, generate_users
 from nvcim.errors import DataError
 from nvcim.prompts.baselines.registry import BASELINES, get_baseline
@@ -218,7 +218,9 @@ class _Bench:
         answers: list[Row] = []
         sets: list[Row] = []
         for user in self.users:
-            samples = [(s.input, s.output) for s in spread(user.history, self.settings.one_for_all_samples)]
+            samples = [
+                (s.input, s.output) for s in spread_evenly(user.history, self.settings.one_for_all_samples)
+            ]
             fitted = baseline.fit(self.lm, samples, settings, named_seed(self.seed, name, user.user_id))
             fit = [query for query in user.queries if self.fits(query)]
             texts = fitted.answer([q.input for q in fit], self.settings.max_new_tokens) if fit else []
@@ -263,7 +265,7 @@ class _Bench:
         for user in self.users:
             own = named_seed(self.seed, "jobs", user.user_id)
             if method.one_for_all:
-                samples = spread(user.history, self.settings.one_for_all_samples)
+                samples = spread_evenly(user.history, self.settings.one_for_all_samples)
                 owned.append((user.user_id, personaliser.one_for_all_job(samples, config, own)))
                 continue
             for start in range(0, len(user.history), size):
@@ -381,12 +383,6 @@ class _Bench:
         """Whether a question leaves room for virtual tokens and an answer; a question is never cut."""
         taken = self.settings.tuning.tokens + self.settings.max_new_tokens
         return len(self.lm.question_ids(query.input)) + taken <= self.lm.context
-
-
-def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """At most `count` samples at even distances."""
-    step = max(1.0, len(samples) / count)
-    return [samples[int(i * step)] for i in range(min(count, len(samples)))]
 
 
 def _places(owners: Sequence[str]) -> dict[str, list[int]]:
