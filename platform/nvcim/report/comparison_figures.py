@@ -215,7 +215,7 @@ def _storage(rows: Sequence[Row], model: str) -> Figure:
     )
     largest = max(kept, key=lambda method: kept[method], default="nothing")
     title = f"{model}: {largest} keeps the most for a user, {kept.get(largest, 0.0) / 1024:.1f} KiB"
-    plot = styled(go.Figure(points), title, "method", "storage per user, KiB (logarithmic)")
+    plot = styled(go.Figure(points), title, "method", "storage, KiB (log)")
     plot.update_yaxes(type="log")
     note = (
         "Mean over users; without the shared model and autoencoder. Methods that keep nothing have no point."

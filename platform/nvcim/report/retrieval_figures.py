@@ -19,10 +19,10 @@ _NOTE = (
 def retrieval_figures(rows: Sequence[Row]) -> list[Figure]:
     """Latency, then energy of one search; rows of the table `retrieval_cost`."""
     single = one_per_processor(rows)
-    made = [_lines(single, "latency_s", "s", "time of one search, s (logarithmic)")]
+    made = [_lines(single, "latency_s", "s", "time of one search, s (log)")]
     metered = [row for row in single if row["energy_j"] is not None]
     return (
-        [*made, _lines(metered, "energy_j", "J", "energy of one search, J (logarithmic)")]
+        [*made, _lines(metered, "energy_j", "J", "energy of one search, J (log)")]
         if metered
         else made
     )
