@@ -13,9 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
-from nvcim.cli import out
+from nvcim.cli import out, print_table
 from nvcim.config import load_settings, parse_settings
 from nvcim.errors import NvcimError, RunError
 from nvcim.progress import progress
@@ -79,7 +77,7 @@ def run(options: argparse.Namespace) -> RunFolder:
         run_comparison(settings, folder, compare, update)
     write_retrieval_cost(settings, folder)
     for table in printed_tables(folder):
-        _print(table)
+        print_table(table)
     out.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)
     return folder
 
@@ -138,18 +136,6 @@ def _prepared(options: argparse.Namespace) -> tuple[ComparisonSettings, RunFolde
         settings = smoke(settings)
     settings.check()
     return settings, RunFolder.create(options.runs, "nvcim-pt", settings, settings.seed)
-
-
-def _print(part: TextTable) -> None:
-    """A table with its notes below."""
-    table = Table(title=part.title)
-    for column in part.columns:
-        table.add_column(column, overflow="fold")
-    for row in part.rows:
-        table.add_row(*row)
-    out.print(table)
-    for note in part.notes:
-        out.print(note, style="dim", highlight=False, markup=False)
 
 
 if __name__ == "__main__":

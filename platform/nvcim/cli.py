@@ -6,7 +6,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from typer.exceptions import TyperException
 import nvcim
 from nvcim.config import load_settings, parse_settings
 from nvcim.errors import NvcimError, RunError
+
+if TYPE_CHECKING:  # its room loads plotly, which most commands do without
+    from nvcim.report.crossbar_tables import TextTable
 
 app = typer.Typer(
     name="nvcim",
@@ -90,6 +93,18 @@ def devices_list(
     out.print(table)
 
 
+def print_table(part: "TextTable") -> None:
+    """A report's table with its notes below."""
+    table = Table(title=part.title)
+    for column in part.columns:
+        table.add_column(column, overflow="fold")
+    for row in part.rows:
+        table.add_row(*row)
+    out.print(table)
+    for note in part.notes:
+        out.print(note, style="dim", highlight=False, markup=False)
+
+
 @crossbar_app.command("explain")
 def crossbar_explain(
     config: Annotated[Path, typer.Argument(help="YAML file of settings, for example jobs/crossbar.yaml.")],
@@ -108,14 +123,7 @@ def crossbar_explain(
     with progress("explain") as update:
         explanation = explain(job, update)
     for part in crossbar_tables(explanation):
-        table = Table(title=part.title)
-        for column in part.columns:
-            table.add_column(column, overflow="fold")
-        for row in part.rows:
-            table.add_row(*row)
-        out.print(table)
-        for note in part.notes:
-            out.print(note, style="dim", highlight=False, markup=False)
+        print_table(part)
     written = write_explanation(explanation, folder or job.out)
     out.print(f"sources of the constants, and the picture: {written[0]}", soft_wrap=True)
     out.print(f"the same as files: {', '.join(str(path) for path in written[1:])}", soft_wrap=True)

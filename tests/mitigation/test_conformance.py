@@ -125,7 +125,8 @@ def test_a_correction_only_drives_and_reads_the_array(
 
     for name in ("read_weight", "cells", "state_dict", "wear", "worn_out", "to"):
         monkeypatch.setattr(Crossbar, name, refuse)
-    mitigation.correction(stored.array, codes(3).flatten(1)[..., None])
+    found = mitigation.correction(stored.array, codes(3).flatten(1)[..., None])
+    assert (found is None) == (stored.correction is None)
 
 
 def test_a_correction_belongs_to_the_draw_it_was_fitted_on(mitigation: Mitigation) -> None:

@@ -21,11 +21,7 @@ def retrieval_figures(rows: Sequence[Row]) -> list[Figure]:
     single = one_per_processor(rows)
     made = [_lines(single, "latency_s", "s", "time of one search, s (log)")]
     metered = [row for row in single if row["energy_j"] is not None]
-    return (
-        [*made, _lines(metered, "energy_j", "J", "energy of one search, J (log)")]
-        if metered
-        else made
-    )
+    return [*made, _lines(metered, "energy_j", "J", "energy of one search, J (log)")] if metered else made
 
 
 def _lines(rows: Sequence[Row], column: str, unit: str, label: str) -> Figure:
