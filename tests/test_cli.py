@@ -118,7 +118,7 @@ EXPLAINED = "weight: {shape: [20, 12]}\ninputs: {vectors: 4}\ncrossbar: {rows: 1
 def test_crossbar_explain_prints_tables_and_writes_a_page(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nvcim.cli.out", Console(width=80))
+    monkeypatch.setattr("nvcim.cli.console.out", Console(width=80))
     config = tmp_path / "crossbar.yaml"
     config.write_text(EXPLAINED)
     status, out, _ = shell("crossbar", "explain", config, "--out", tmp_path / "out")

@@ -4,7 +4,8 @@ import torch
 
 from nvcim.errors import DataError
 from nvcim.segmentation import FCNSettings, PredictionSettings, ResidualFCN, overlay, predict
-from nvcim.segmentation.instances import contour_classes, split_instances
+from nvcim.segmentation.instances import split_instances
+from nvcim.segmentation.targets import contour_classes
 
 MODEL = ResidualFCN(FCNSettings(width=4, depth=2, descriptor_dim=12, fused_width=8))
 

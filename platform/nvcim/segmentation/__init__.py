@@ -1,8 +1,7 @@
 """Segmentation of touching objects: residual FCN, training, prediction, and the GlaS contest's metrics."""
 
 from nvcim.segmentation.fcn import FCNSettings, ResidualFCN, load_fcn, save_fcn
-from nvcim.segmentation.folders import predict_files, score_folders, train_on_folder
-from nvcim.segmentation.instances import PredictionSettings, overlay, predict
+from nvcim.segmentation.instances import PredictionSettings, predict
 from nvcim.segmentation.metrics import (
     ObjectScores,
     SetScores,
@@ -12,7 +11,11 @@ from nvcim.segmentation.metrics import (
     score_pair,
     score_set,
 )
+from nvcim.segmentation.overlays import overlay
+from nvcim.segmentation.prediction_files import predict_files
+from nvcim.segmentation.scoring_files import score_folders
 from nvcim.segmentation.training import TrainingLog, TrainingSettings, train
+from nvcim.segmentation.training_files import train_on_folder
 
 __all__ = [
     "FCNSettings",

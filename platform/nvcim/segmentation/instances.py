@@ -1,7 +1,5 @@
 """From an image to instances: class probabilities, split by the contour class, grown back to full size."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -93,56 +91,3 @@ def predict(
     smallest = settings.smallest_object or model.smallest_object
     growth = (model.settings.contour_width + 1.5) / settings.scale
     return split_instances(probabilities, smallest / settings.scale**2, growth)
-
-
-def _inner_edge(instances: NDArray[np.int32], width: int) -> NDArray[np.bool_]:
-    """Pixels of objects within `width` steps of another label, [H, W]; the image border is no edge."""
-    edge = np.zeros(instances.shape, dtype=bool)
-    for axis in (0, 1):
-        differs = np.diff(instances, axis=axis) != 0
-        before, after = [slice(None), slice(None)], [slice(None), slice(None)]
-        before[axis], after[axis] = slice(None, -1), slice(1, None)
-        edge[tuple(before)] |= differs
-        edge[tuple(after)] |= differs
-    if width > 1:
-        edge = ndimage.binary_dilation(edge & (instances > 0), iterations=width - 1)
-    return np.asarray(edge & (instances > 0))
-
-
-def contour_classes(instances: NDArray[np.int32], width: int) -> NDArray[np.int64]:
-    """Return the class of each pixel, int64 [H, W]: 0 background, 1 object, 2 contour.
-
-    The contour is the part of an object within `width` pixels of another object or of background, but never
-    deeper than half the object's own depth, so that small objects keep a core. The image border is no
-    contour, since the object goes on behind it.
-    """
-    classes = (instances > 0).astype(np.int64)
-    edge = _inner_edge(instances, 1)
-    if edge.any():
-        depth = ndimage.distance_transform_edt(~edge) + 1.0
-        deepest = np.zeros(int(instances.max()) + 1)
-        np.maximum.at(deepest, instances, depth)
-        classes[(instances > 0) & (depth <= np.minimum(width, deepest[instances] / 2))] = 2
-    return classes
-
-
-def overlay(pixels: NDArray[np.uint8], instances: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Draw instances on an image: a light tint and a strong edge per object, uint8 [H, W, 3].
-
-    Colours come from Okabe and Ito (2008), which colour-blind readers can tell apart.
-
-    Raises:
-        DataError: the image and the instances differ in size.
-    """
-    if pixels.shape != (*instances.shape, 3):
-        raise DataError(f"image of shape {pixels.shape} does not fit instances of shape {instances.shape}")
-    colours: NDArray[Any] = np.array(
-        [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0]]
-    )
-    colour = colours[(instances - 1) % len(colours)]
-    drawn = pixels.astype(np.float64)
-    inside = instances > 0
-    drawn[inside] = 0.75 * drawn[inside] + 0.25 * colour[inside]
-    edge = _inner_edge(instances, max(min(instances.shape) // 250, 1))
-    drawn[edge] = colour[edge]
-    return np.asarray(np.round(drawn), dtype=np.uint8)

@@ -20,8 +20,9 @@ from nvcim.quantization import quantizer_named
 from nvcim.quantization.base import weighted_layers
 from nvcim.randomness import named_generator, named_seed
 from nvcim.segmentation.fcn import FCNSettings, ResidualFCN, save_fcn
-from nvcim.segmentation.instances import overlay, predict
+from nvcim.segmentation.instances import predict
 from nvcim.segmentation.metrics import SetScores, score_set
+from nvcim.segmentation.overlays import overlay
 from nvcim.segmentation.training import TrainingSettings, train
 from nvcim.storage import RunFolder
 

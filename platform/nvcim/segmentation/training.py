@@ -18,7 +18,7 @@ from nvcim.errors import DataError, ModelError
 from nvcim.quantization import Quantizer
 from nvcim.randomness import named_generator
 from nvcim.segmentation.fcn import CLASSES, ResidualFCN, normalise_colours
-from nvcim.segmentation.instances import contour_classes
+from nvcim.segmentation.targets import contour_classes
 
 
 class TrainingSettings(Settings):

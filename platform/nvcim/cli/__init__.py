@@ -6,19 +6,17 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
 import nvcim
+from nvcim.cli.console import Config, Device, Model, Runs, Seed, out, print_table
+from nvcim.cli.segment import segment_app
 from nvcim.config import load_settings, parse_settings
 from nvcim.errors import NvcimError, RunError
-
-if TYPE_CHECKING:  # its room loads plotly, which most commands do without
-    from nvcim.report.crossbar_tables import TextTable
 
 app = typer.Typer(
     name="nvcim",
@@ -29,7 +27,6 @@ app = typer.Typer(
 )
 fleet_app = typer.Typer(no_args_is_help=True, help="Nodes with their users on simulated crossbars.")
 sweep_app = typer.Typer(no_args_is_help=True, help="Scores over bits of a weight and programming variation.")
-segment_app = typer.Typer(no_args_is_help=True, help="Segmentation of touching objects in images.")
 devices_app = typer.Typer(no_args_is_help=True, help="Memory devices.")
 crossbar_app = typer.Typer(no_args_is_help=True, help="One matrix on simulated crossbars.")
 app.add_typer(fleet_app, name="fleet")
@@ -37,18 +34,6 @@ app.add_typer(sweep_app, name="sweep")
 app.add_typer(segment_app, name="segment")
 app.add_typer(devices_app, name="devices")
 app.add_typer(crossbar_app, name="crossbar")
-
-out = Console(width=None if sys.stdout.isatty() else 120)  # files and pipes have no width of their own
-
-Config = Annotated[
-    Path | None, typer.Option("--config", help="YAML file of settings; without it the defaults.")
-]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder that run folders are made in.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed that everything random derives from.")]
-Model = Annotated[
-    str | None, typer.Option("--model", help="Causal LM: a path or hub name, instead of the settings' own.")
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -93,18 +78,6 @@ def devices_list(
     out.print(table)
 
 
-def print_table(part: "TextTable") -> None:
-    """A report's table with its notes below."""
-    table = Table(title=part.title)
-    for column in part.columns:
-        table.add_column(column, overflow="fold")
-    for row in part.rows:
-        table.add_row(*row)
-    out.print(table)
-    for note in part.notes:
-        out.print(note, style="dim", highlight=False, markup=False)
-
-
 @crossbar_app.command("explain")
 def crossbar_explain(
     config: Annotated[Path, typer.Argument(help="YAML file of settings, for example jobs/crossbar.yaml.")],
@@ -127,78 +100,6 @@ def crossbar_explain(
     written = write_explanation(explanation, folder or job.out)
     out.print(f"sources of the constants, and the picture: {written[0]}", soft_wrap=True)
     out.print(f"the same as files: {', '.join(str(path) for path in written[1:])}", soft_wrap=True)
-
-
-@segment_app.command("train")
-def segment_train(
-    images: Annotated[Path, typer.Argument(help="Labelled image set: images/ and labels/, or GlaS's names.")],
-    model: Annotated[Path, typer.Option("--out", help="Folder that the trained model is saved to.")],
-    weights: Annotated[str, typer.Option(help="float, or <quantizer>-<bits>, for example inq-5.")] = "float",
-    config: Config = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Train on that many images of the set.")] = None,
-    seed: Seed = 0,
-) -> None:
-    """Train an FCN on labelled images; --config takes the training settings."""
-    from nvcim.progress import progress
-    from nvcim.quantization import quantizer_named
-    from nvcim.segmentation import TrainingSettings, train_on_folder
-
-    settings = load_settings(config, TrainingSettings) if config else TrainingSettings()
-    quantizer = quantizer_named(weights)
-    with progress("training") as update:
-        _, log = train_on_folder(
-            images,
-            model,
-            settings=settings,
-            quantizer=quantizer,
-            limit=limit,
-            seed=seed,
-            on_step=lambda done, total, loss: update(done, total, f"loss {loss:.3f}"),
-        )
-    tail = log.losses[-10:]
-    out.print(
-        f"{log.weights} weights: mean loss of the last steps {sum(tail) / len(tail):.3f}, saved to {model}"
-    )
-
-
-@segment_app.command("predict")
-def segment_predict(
-    model: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder for masks and overlays.")],
-    scale: Annotated[float, typer.Option(help="Resize by this factor first (another magnification).")] = 1.0,
-    device: Device = "auto",
-) -> None:
-    """Write an instance mask (uint16 PNG) and an overlay for every image."""
-    from nvcim.data.images import find_images
-    from nvcim.segmentation import PredictionSettings, predict_files
-
-    settings = parse_settings({"scale": scale}, PredictionSettings, "--scale")
-    files = [file for path in images for file in (find_images(path).values() if path.is_dir() else [path])]
-    table = Table(title="Objects found (measured)")
-    for column in ("image", "objects", "mean area, px", "mask"):
-        table.add_column(column, overflow="fold")
-    for found in predict_files(model, files, folder, settings, device):
-        table.add_row(found.image.name, str(found.objects), f"{found.mean_area:.0f}", str(found.mask))
-    out.print(table)
-
-
-@segment_app.command("score")
-def segment_score(
-    segmented: Annotated[Path, typer.Argument(help="Folder of predicted masks.")],
-    truth: Annotated[Path, typer.Argument(help="Folder of true masks, paired by name.")],
-) -> None:
-    """Score predicted masks by the GlaS contest's object F1, Dice and Hausdorff distance."""
-    from nvcim.segmentation import score_folders
-
-    scores = score_folders(segmented, truth)
-    table = Table(title=f"Object scores of {len(scores.images)} images (measured)")
-    for column in ("image", "object F1", "object Dice", "object Hausdorff, px"):
-        table.add_column(column, overflow="fold")
-    named = [*zip(scores.names, scores.images, strict=True), ("all objects, pooled", scores.pooled)]
-    for name, image in named:
-        table.add_row(name, f"{image.f1:.3f}", f"{image.dice:.3f}", f"{image.hausdorff:.1f}")
-    out.print(table)
 
 
 @fleet_app.command("run")
@@ -356,7 +257,3 @@ def _from_checkout(name: str) -> Any:
 
 def _one_line(message: str) -> str:
     return " ".join(message.split())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m nvcim.cli` is the command `nvcim`."""
+
+from nvcim.cli import main
+
+main()

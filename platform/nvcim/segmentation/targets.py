@@ -1,0 +1,36 @@
+"""What the network learns of a mask: the class of every pixel."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+
+def inner_edge(instances: NDArray[np.int32], width: int) -> NDArray[np.bool_]:
+    """Pixels of objects within `width` steps of another label, [H, W]; the image border is no edge."""
+    edge = np.zeros(instances.shape, dtype=bool)
+    for axis in (0, 1):
+        differs = np.diff(instances, axis=axis) != 0
+        before, after = [slice(None), slice(None)], [slice(None), slice(None)]
+        before[axis], after[axis] = slice(None, -1), slice(1, None)
+        edge[tuple(before)] |= differs
+        edge[tuple(after)] |= differs
+    if width > 1:
+        edge = ndimage.binary_dilation(edge & (instances > 0), iterations=width - 1)
+    return np.asarray(edge & (instances > 0))
+
+
+def contour_classes(instances: NDArray[np.int32], width: int) -> NDArray[np.int64]:
+    """Return the class of each pixel, int64 [H, W]: 0 background, 1 object, 2 contour.
+
+    The contour is the part of an object within `width` pixels of another object or of background, but never
+    deeper than half the object's own depth, so that small objects keep a core. The image border is no
+    contour, since the object goes on behind it.
+    """
+    classes = (instances > 0).astype(np.int64)
+    edge = inner_edge(instances, 1)
+    if edge.any():
+        depth = ndimage.distance_transform_edt(~edge) + 1.0
+        deepest = np.zeros(int(instances.max()) + 1)
+        np.maximum.at(deepest, instances, depth)
+        classes[(instances > 0) & (depth <= np.minimum(width, deepest[instances] / 2))] = 2
+    return classes
