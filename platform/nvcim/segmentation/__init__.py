@@ -1,6 +1,7 @@
 """Segmentation of touching objects: residual FCN, training, prediction, and the GlaS contest's metrics."""
 
-from nvcim.segmentation.fcn import FCNSettings, ResidualFCN, load_fcn, save_fcn
+from nvcim.segmentation.architectures import NetworkSettings, make_network, network_settings_from
+from nvcim.segmentation.fcn import PAPER_FCN, FCNSettings, ResidualFCN
 from nvcim.segmentation.instances import PredictionSettings, predict
 from nvcim.segmentation.metrics import (
     ObjectScores,
@@ -11,21 +12,33 @@ from nvcim.segmentation.metrics import (
     score_pair,
     score_set,
 )
+from nvcim.segmentation.model_files import load_fcn, save_fcn
+from nvcim.segmentation.network import CLASSES, SegmentationNetwork, normalise_colours
 from nvcim.segmentation.overlays import overlay
 from nvcim.segmentation.prediction_files import predict_files
 from nvcim.segmentation.scoring_files import score_folders
 from nvcim.segmentation.training import TrainingLog, TrainingSettings, train
 from nvcim.segmentation.training_files import train_on_folder
+from nvcim.segmentation.unet import UNet, UNetSettings
 
 __all__ = [
+    "CLASSES",
+    "PAPER_FCN",
     "FCNSettings",
+    "NetworkSettings",
     "ObjectScores",
     "PredictionSettings",
     "ResidualFCN",
+    "SegmentationNetwork",
     "SetScores",
     "TrainingLog",
     "TrainingSettings",
+    "UNet",
+    "UNetSettings",
     "load_fcn",
+    "make_network",
+    "network_settings_from",
+    "normalise_colours",
     "object_dice",
     "object_f1",
     "object_hausdorff",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from nvcim.config import Settings
 from nvcim.errors import DataError
-from nvcim.segmentation.fcn import ResidualFCN, normalise_colours
+from nvcim.segmentation.network import SegmentationNetwork, normalise_colours
 
 
 class PredictionSettings(Settings):
@@ -24,7 +24,7 @@ class PredictionSettings(Settings):
     smallest_object: int | None = Field(default=None, ge=1, description="pixels at scale; None: as trained")
 
 
-def predict_probabilities(model: ResidualFCN, pixels: NDArray[np.uint8], scale: float = 1.0) -> Tensor:
+def predict_probabilities(model: SegmentationNetwork, pixels: NDArray[np.uint8], scale: float = 1.0) -> Tensor:
     """Return class probabilities [3, H, W] (float32, CPU) of an image uint8 [H, W, 3], H and W at least 1.
 
     The model is put in evaluation mode and used on the device it is on.
@@ -77,7 +77,7 @@ def split_instances(probabilities: Tensor, smallest: float, growth: float) -> ND
 
 
 def predict(
-    model: ResidualFCN, pixels: NDArray[np.uint8], settings: PredictionSettings | None = None
+    model: SegmentationNetwork, pixels: NDArray[np.uint8], settings: PredictionSettings | None = None
 ) -> NDArray[np.int32]:
     """Return the instances of an image: uint8 [H, W, 3] -> int32 [H, W], 0 background, objects 1..n.
 

@@ -11,8 +11,9 @@ from nvcim.data.images import (
     write_instances,
 )
 from nvcim.errors import DataError
-from nvcim.segmentation.fcn import ResidualFCN, load_fcn
 from nvcim.segmentation.instances import PredictionSettings, predict
+from nvcim.segmentation.model_files import load_fcn
+from nvcim.segmentation.network import SegmentationNetwork
 from nvcim.segmentation.overlays import overlay
 
 
@@ -53,7 +54,7 @@ def predict_files(
 
 
 def _predict_file(
-    model: ResidualFCN, path: Path, out: Path, settings: PredictionSettings | None
+    model: SegmentationNetwork, path: Path, out: Path, settings: PredictionSettings | None
 ) -> PredictedFile:
     pixels = read_image(path)
     instances = predict(model, pixels, settings)

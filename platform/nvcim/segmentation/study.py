@@ -19,9 +19,11 @@ from nvcim.errors import DataError
 from nvcim.quantization import quantizer_named
 from nvcim.quantization.base import weighted_layers
 from nvcim.randomness import named_generator, named_seed
-from nvcim.segmentation.fcn import FCNSettings, ResidualFCN, save_fcn
+from nvcim.segmentation.fcn import FCNSettings, ResidualFCN
 from nvcim.segmentation.instances import predict
 from nvcim.segmentation.metrics import SetScores, score_set
+from nvcim.segmentation.model_files import save_fcn
+from nvcim.segmentation.network import SegmentationNetwork
 from nvcim.segmentation.overlays import overlay
 from nvcim.segmentation.training import TrainingSettings, train
 from nvcim.storage import RunFolder
@@ -110,7 +112,7 @@ def run_study(
 
 
 def _train(
-    model: ResidualFCN,
+    model: SegmentationNetwork,
     name: str,
     settings: StudySettings,
     images: SplitImages,
@@ -145,7 +147,7 @@ def _quantized(
 
 
 def _ideal_row(
-    model: ResidualFCN, name: str, settings: StudySettings, test: Sequence[LabelledImage], run: RunFolder
+    model: SegmentationNetwork, name: str, settings: StudySettings, test: Sequence[LabelledImage], run: RunFolder
 ) -> Row:
     """Score on digital float32; the weights' memory is modelled, the scores are measured."""
     scores = _scores(model, test, settings.overlays, run, f"{name}_ideal")
@@ -153,7 +155,7 @@ def _ideal_row(
 
 
 def _chip_row(
-    model: ResidualFCN,
+    model: SegmentationNetwork,
     name: str,
     settings: StudySettings,
     test: Sequence[LabelledImage],
@@ -164,7 +166,7 @@ def _chip_row(
     config = settings.crossbar
     generator = named_generator(run.record.seed, "segmentation", "chip", name, chip)
     analog = analogize(model, config, generator)
-    assert isinstance(analog, ResidualFCN)
+    assert isinstance(analog, SegmentationNetwork)
     drawn = settings.overlays if chip == 0 else 0
     scores = _scores(analog, test, drawn, run, f"{name}_crossbar")
     where = {"device": config.device, "sigma": config.sigma, "chip": chip}
@@ -172,7 +174,7 @@ def _chip_row(
 
 
 def _scores(
-    model: ResidualFCN, test: Sequence[LabelledImage], overlays: int, run: RunFolder, label: str
+    model: SegmentationNetwork, test: Sequence[LabelledImage], overlays: int, run: RunFolder, label: str
 ) -> SetScores:
     """Score the test images, drawing the first of them."""
     found = [predict(model, image.pixels) for image in test]
@@ -193,7 +195,7 @@ def _score_columns(name: str, arithmetic: str, scores: SetScores) -> Row:
     }
 
 
-def _weight_bytes(model: ResidualFCN, name: str) -> float:
+def _weight_bytes(model: SegmentationNetwork, name: str) -> float:
     """Memory of the weights: bits times count, with the quantizer's side information."""
     quantizer = quantizer_named(name)
     if quantizer is not None:

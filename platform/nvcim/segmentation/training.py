@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from nvcim.data.images import LabelledImage
 from nvcim.errors import DataError, ModelError
 from nvcim.quantization import Quantizer
 from nvcim.randomness import named_generator
-from nvcim.segmentation.fcn import CLASSES, ResidualFCN, normalise_colours
+from nvcim.segmentation.network import CLASSES, SegmentationNetwork, normalise_colours
 from nvcim.segmentation.targets import contour_classes
 
 
@@ -53,12 +54,15 @@ class _Prepared:
 
 
 def train(
-    model: ResidualFCN,
+    model: SegmentationNetwork,
     images: Sequence[LabelledImage],
     settings: TrainingSettings | None = None,
     seed: int = 0,
     quantizer: Quantizer | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
+    *,
+    validation: Sequence[LabelledImage] = (),
+    checkpoint: Path | None = None,
 ) -> TrainingLog:
     """Train a model in place; with a quantizer, its weights are exactly on its levels afterwards.
 
@@ -71,6 +75,7 @@ def train(
         ModelError: the model is quantized already, or training diverged.
         ConfigError: an unknown device.
     """
+    del validation, checkpoint  # accepted already; they act once early stopping and resuming are in
     settings = settings or TrainingSettings()
     if not images:
         raise DataError("training needs at least one labelled image")
@@ -125,7 +130,7 @@ def _prepare(image: LabelledImage, contour_width: int) -> _Prepared:
 
 
 def _train_stage(
-    model: ResidualFCN,
+    model: SegmentationNetwork,
     images: Sequence[_Prepared],
     settings: TrainingSettings,
     steps: int,

@@ -7,7 +7,8 @@ from nvcim.data.images import (
     read_image_set,
 )
 from nvcim.quantization import Quantizer
-from nvcim.segmentation.fcn import FCNSettings, ResidualFCN, save_fcn
+from nvcim.segmentation.fcn import FCNSettings, ResidualFCN
+from nvcim.segmentation.model_files import save_fcn
 from nvcim.segmentation.training import TrainingLog, TrainingSettings, train
 
 

@@ -15,7 +15,7 @@ from nvcim.data.images import LabelledImage
 from nvcim.fleet.node import answer
 from nvcim.prompts.scoring import score_answer
 from nvcim.randomness import named_generator, named_seed
-from nvcim.segmentation import ResidualFCN, load_fcn, predict, score_set
+from nvcim.segmentation import SegmentationNetwork, load_fcn, predict, score_set
 from nvcim.sweeps.prompt_bank import PromptBank
 from nvcim.sweeps.runner import Evaluate
 from nvcim.sweeps.space import TrialPoint, crossbar_at
@@ -64,7 +64,7 @@ def segmentation_score(
     """
     generator = _programming(seed, "segmentation", point)
     analog = analogize(_fcn(fcn), crossbar_at(base, point), generator)
-    assert isinstance(analog, ResidualFCN)
+    assert isinstance(analog, SegmentationNetwork)
     pairs = ((predict(analog, image.pixels), image.instances) for image in images)
     scores = score_set(pairs, [image.name for image in images])
     return {"object_f1": scores.pooled.f1, "object_dice": scores.pooled.dice}
@@ -110,6 +110,6 @@ def _bank(folder: Path) -> PromptBank:
 
 
 @functools.cache
-def _fcn(folder: Path) -> ResidualFCN:
+def _fcn(folder: Path) -> SegmentationNetwork:
     """The trained model of a folder; `analogize` copies it, so one instance serves all trials."""
     return load_fcn(folder)
