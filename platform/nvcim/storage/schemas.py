@@ -125,6 +125,140 @@ SEGMENTATION_SCORES = pa.schema(
     ]
 )
 
+_ARM = (
+    _column("part", _text, "part of the comparison: full, grid, budget or crossbar"),
+    _column(
+        "repeat",
+        _int,
+        "which independent repetition, from 0; each has a split, start set and networks of its own",
+    ),
+    _column(
+        "rule",
+        _text,
+        "how the training images were chosen: suggestive, uncertainty, random, or all (no choice)",
+    ),
+    _column(
+        "suggestive",
+        _text,
+        "weights of the networks that chose them: float (SA), or for example inq-7 (QSA); empty where none did",
+        empty=True,
+    ),
+    _column("quantizer", _text, "weights of the segmentation networks: float, inq-5, twn and so on"),
+    _column("networks", _int, "networks whose probabilities are averaged"),
+    _column(
+        "round",
+        _int,
+        "round of annotation, 0 for the start set; empty where all images were used",
+        empty=True,
+    ),
+)
+_IMAGE_SCORES = (
+    _column("object_f1", _real, "object F1 of the GlaS contest, 0..1"),
+    _column("object_dice", _real, "object Dice of the GlaS contest, 0..1"),
+    _column("object_hausdorff", _real, "object Hausdorff distance of the GlaS contest", "px"),
+)
+
+SEGMENTATION_COMPARISON = pa.schema(
+    [
+        *_ARM,
+        _column("annotated", _int, "distinct images that labels were needed of"),
+        _column("annotated_share", _real, "the same as a share of the pool"),
+        _column("images", _int, "held-back images scored"),
+        *(
+            _column(f.name, f.type, f"{f.metadata[b'about'].decode()}; pooled over images")
+            for f in _IMAGE_SCORES
+        ),
+        _column("mean_object_f1", _real, "object F1, mean over images"),
+        _column("mean_object_dice", _real, "object Dice, mean over images"),
+        _column("mean_object_hausdorff", _real, "object Hausdorff distance, mean over images", "px"),
+        _column("pixel_dice", _real, "Dice of objects against background, pooled over images"),
+        _column("pixel_iou", _real, "intersection over union of the same, pooled over images"),
+        _column("aji", _real, "aggregated Jaccard index, pooled over images"),
+        _column("pq", _real, "panoptic quality, pooled over images"),
+        _column("one_side_empty", _int, "images where exactly one of truth and prediction holds no object"),
+        _column(
+            "weight_bytes",
+            _int,
+            "weights of all the networks as they lie on disk, all overhead included",
+            "B",
+        ),
+        _column("float32_bytes", _int, "the same weights as float32", "B"),
+        _column(
+            "trained_seconds",
+            _real,
+            "training of all the networks, float start included, one after another",
+            "s",
+        ),
+        _BASIS,
+    ]
+)
+
+SEGMENTATION_IMAGES = pa.schema(
+    [
+        *_ARM,
+        _column("image", _text, "held-back image"),
+        _column("objects_segmented", _int, "objects found"),
+        _column("objects_truth", _int, "objects of the ground truth"),
+        *_IMAGE_SCORES,
+        _BASIS,
+    ]
+)
+
+SEGMENTATION_ROUNDS = pa.schema(
+    [
+        *(column for column in _ARM if column.name in ("repeat", "rule", "suggestive", "round")),
+        _column("image", _text, "image whose labels were revealed"),
+        _column("place", _int, "place in the order of suggestion, from 0"),
+        _column(
+            "uncertainty", _real, "of the networks over the image's pixels; empty where not asked", empty=True
+        ),
+        _column("annotated", _int, "images annotated once the round is over"),
+        _BASIS,
+    ]
+)
+
+SEGMENTATION_SPLIT = pa.schema(
+    [
+        _column("repeat", _int, "which independent repetition, from 0"),
+        _column("image", _text, "name of the image"),
+        _column("role", _text, "pool, or held back"),
+        _column("height", _int, "of the image", "px"),
+        _column("width", _int, "of the image", "px"),
+        _column("objects", _int, "objects of the ground truth"),
+        _BASIS,
+    ]
+)
+
+SEGMENTATION_CROSSBARS = pa.schema(
+    [
+        _column("repeat", _int, "which independent repetition, from 0"),
+        _column("model", _text, "weights: float, inq-5 and so on"),
+        _column("arithmetic", _text, "how products are computed: ideal, or a kind of crossbar"),
+        _column("device", _text, "memory device of the crossbars", empty=True),
+        _column("sigma", _real, "programming variation of the crossbars", empty=True),
+        _column("cell_bits", _int, "bits of a memory cell", "bit", empty=True),
+        _column("weight_bits", _int, "bits of a weight on the crossbars", "bit", empty=True),
+        _column("chip", _int, "which independently programmed chip, from 0", empty=True),
+        *_IMAGE_SCORES,
+        _column(
+            "weight_error", _real, "RMS of the weights as written less the digital ones, relative", empty=True
+        ),
+        _BASIS,
+    ]
+)
+
+SEGMENTATION_TASKS = pa.schema(
+    [
+        _column("task", _text, "name of the task in the ledger"),
+        _column("part", _text, "part of the comparison"),
+        _column("repeat", _int, "which independent repetition, from 0"),
+        _column("status", _text, "done, or failed"),
+        _column("error", _text, "why it failed", empty=True),
+        _column("seconds", _real, "wall-clock time of the task on its worker", "s"),
+        _BASIS,
+    ]
+)
+
 SWEEP_TRIALS = pa.schema(
     [
         _column("trial_id", _text, "the trial's name, made from its point in the search space"),
@@ -286,6 +420,12 @@ TABLES: dict[str, pa.Schema] = {
     "fleet_answers": FLEET_ANSWERS,
     "fleet_scores": FLEET_SCORES,
     "segmentation": SEGMENTATION_SCORES,
+    "segmentation_scores": SEGMENTATION_COMPARISON,
+    "segmentation_images": SEGMENTATION_IMAGES,
+    "segmentation_rounds": SEGMENTATION_ROUNDS,
+    "segmentation_split": SEGMENTATION_SPLIT,
+    "segmentation_crossbars": SEGMENTATION_CROSSBARS,
+    "segmentation_tasks": SEGMENTATION_TASKS,
     "sweep": SWEEP_TRIALS,
     "serving": SERVING_REQUESTS,
     "comparison": COMPARISON_ANSWERS,

@@ -180,14 +180,19 @@ def over_tasks(found: Mapping[Place, Score], left_out: Collection[Task] = ()) ->
 
 def difference(ours: Score, other: Score) -> Difference | None:
     """Compare two scores over the seeds that both have; None where they share none."""
-    seeds = sorted(set(ours.by_seed) & set(other.by_seed))
+    return paired_difference(ours.by_seed, other.by_seed)
+
+
+def paired_difference(ours: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
+    """Compare scores by seed over the seeds that both have; None where they share none."""
+    seeds = sorted(set(ours) & set(other))
     if not seeds:
         return None
     # Rounded: sums of the same scores in another order may differ in the last digits.
-    steps = [round(ours.by_seed[seed] - other.by_seed[seed], 12) for seed in seeds]
+    steps = [round(ours[seed] - other[seed], 12) for seed in seeds]
     return Difference(
-        ours=statistics.fmean(ours.by_seed[seed] for seed in seeds),
-        other=statistics.fmean(other.by_seed[seed] for seed in seeds),
+        ours=statistics.fmean(ours[seed] for seed in seeds),
+        other=statistics.fmean(other[seed] for seed in seeds),
         mean=round(statistics.fmean(steps), 12),
         spread=statistics.stdev(steps) if len(steps) > 1 else None,
         p=_paired_p(steps) if len(steps) >= FEWEST_SEEDS else None,
