@@ -1,6 +1,7 @@
 """Segmentation of touching objects: residual FCN, training, prediction, and the GlaS contest's metrics."""
 
 from nvcim.segmentation.architectures import NetworkSettings, make_network, network_settings_from
+from nvcim.segmentation.ensemble import MemberJob, TrainMembers, load_members, train_member, train_members
 from nvcim.segmentation.fcn import PAPER_FCN, FCNSettings, ResidualFCN
 from nvcim.segmentation.instances import PredictionSettings, predict
 from nvcim.segmentation.metrics import (
@@ -25,17 +26,20 @@ __all__ = [
     "CLASSES",
     "PAPER_FCN",
     "FCNSettings",
+    "MemberJob",
     "NetworkSettings",
     "ObjectScores",
     "PredictionSettings",
     "ResidualFCN",
     "SegmentationNetwork",
     "SetScores",
+    "TrainMembers",
     "TrainingLog",
     "TrainingSettings",
     "UNet",
     "UNetSettings",
     "load_fcn",
+    "load_members",
     "make_network",
     "network_settings_from",
     "normalise_colours",
@@ -50,5 +54,7 @@ __all__ = [
     "score_pair",
     "score_set",
     "train",
+    "train_member",
+    "train_members",
     "train_on_folder",
 ]

@@ -1,0 +1,157 @@
+"""Several networks on one annotated set: each on its own resample, trained and saved one by one.
+
+An ensemble's member is a job: data in, a folder out. Whoever has workers may run the jobs of one list side
+by side and gets the same folders, since a member depends on nothing but its own job and the images.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nvcim.data.images import LabelledImage
+from nvcim.errors import ModelError
+from nvcim.quantization import quantizer_named
+from nvcim.randomness import named_seed
+from nvcim.segmentation.architectures import NetworkSettings, make_network
+from nvcim.segmentation.model_files import load_fcn, save_fcn
+from nvcim.segmentation.network import SegmentationNetwork
+from nvcim.segmentation.training import TrainingLog, TrainingSettings, train
+from nvcim.storage import atomic_write_text
+
+_LOG = "training.json"
+_CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class MemberJob:
+    """One network to train and where it goes.
+
+    `bootstrap` trains on a resample with replacement of the images, drawn by `seed`; else on all of them.
+    `start` is the folder of a trained float network to go on from (a quantized member's float twin; give it
+    the same seed, so that both see the same resample); None starts from random weights. `training.steps` are
+    this job's own steps, whatever its start.
+    """
+
+    network: NetworkSettings
+    training: TrainingSettings
+    out: Path
+    seed: int
+    quantizer: str = "float"
+    bootstrap: bool = True
+    start: Path | None = None
+
+
+TrainMembers = Callable[[Sequence[MemberJob], Sequence[LabelledImage]], list[TrainingLog]]
+"""Trains every job on the same images; logs in the order of the jobs. A job may start from an earlier one."""
+
+
+def bootstrap(count: int, seed: int) -> NDArray[np.int64]:
+    """Return `count` indices 0..count-1 drawn with replacement, int64 [count]; the same for the same seed.
+
+    On average 1 - 1/e, about 63 %, of the indices appear (Efron, 1979).
+    """
+    generator = np.random.default_rng(named_seed(seed, "segmentation", "bootstrap"))
+    return generator.integers(0, count, count, dtype=np.int64)
+
+
+def train_member(job: MemberJob, images: Sequence[LabelledImage]) -> TrainingLog:
+    """Train a job's network, save it to `job.out`, and return its log.
+
+    The folder is complete once its log is there, which is written last: a job that is complete returns what
+    is there, and one that was killed goes on from its last checkpoint to the result it would have had.
+
+    Raises:
+        DataError, ConfigError: images or settings that cannot be trained with.
+        ModelError: `job.out` holds another job's network, `job.start` cannot be loaded or is quantized, or
+            training diverged.
+    """
+    identity = _identity(job, images)
+    log = _finished(job.out, identity)
+    if log is not None:
+        return log
+    chosen = [images[i] for i in bootstrap(len(images), job.seed)] if job.bootstrap else list(images)
+    model = _start(job)
+    seed = named_seed(job.seed, "segmentation", "member", job.quantizer)
+    checkpoint = job.out / _CHECKPOINT
+    quantizer = quantizer_named(job.quantizer)
+    job.out.mkdir(parents=True, exist_ok=True)
+    log = train(model, chosen, job.training, seed, quantizer, checkpoint=checkpoint)
+    save_fcn(model.to("cpu"), job.out)
+    content = {"job": identity, "losses": log.losses, "seconds": log.seconds, "weights": log.weights}
+    atomic_write_text(job.out / _LOG, json.dumps(content) + "\n")
+    checkpoint.unlink(missing_ok=True)
+    return log
+
+
+def train_members(jobs: Sequence[MemberJob], images: Sequence[LabelledImage]) -> list[TrainingLog]:
+    """Train the jobs one after another in this process; logs in the order of the jobs.
+
+    Raises:
+        DataError, ConfigError, ModelError: as `train_member`.
+    """
+    return [train_member(job, images) for job in jobs]
+
+
+def load_members(folders: Sequence[Path]) -> list[SegmentationNetwork]:
+    """Return the networks that `train_member` saved, in the order of the folders.
+
+    Raises:
+        ModelError, ConfigError: a folder holds no saved network, as `load_fcn`.
+    """
+    return [load_fcn(folder) for folder in folders]
+
+
+def _start(job: MemberJob) -> SegmentationNetwork:
+    """The network a job begins with.
+
+    Raises:
+        ModelError: the start's network has another shape or is quantized.
+    """
+    if job.start is None:
+        return make_network(job.network, named_seed(job.seed, "segmentation", "member", "weights"))
+    model = load_fcn(job.start)
+    if model.settings != job.network:
+        raise ModelError(f"{job.start}: the network to start from has other settings than the job's")
+    if model.quantizer is not None:
+        raise ModelError(
+            f"{job.start}: a network to start from must be float, this one is {model.quantizer.name}"
+        )
+    return model
+
+
+def _identity(job: MemberJob, images: Sequence[LabelledImage]) -> str:
+    """A fingerprint of the job and its images, but not of its start, which may be gone when it is done."""
+    parts = (job.network.model_dump_json(), job.training.model_dump_json(), job.seed, job.quantizer)
+    digest = hashlib.sha256("\x1f".join(str(p) for p in (*parts, job.bootstrap, job.start is None)).encode())
+    for image in images:
+        digest.update(image.name.encode() + b"\x1f")
+        digest.update(np.ascontiguousarray(image.pixels).data)
+        digest.update(np.ascontiguousarray(image.instances).data)
+    return digest.hexdigest()
+
+
+def _finished(folder: Path, identity: str) -> TrainingLog | None:
+    """The log of a complete job's folder; None where it is not complete.
+
+    Raises:
+        ModelError: the folder is complete, but of another job, or its log is damaged.
+    """
+    source = folder / _LOG
+    if not source.is_file():
+        return None
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+        found = content["job"]
+        log = TrainingLog(tuple(content["losses"]), float(content["seconds"]), content["weights"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{source}: not the log of a trained member ({error!r})") from error
+    if found != identity:
+        raise ModelError(
+            f"{folder}: holds a network of other settings, seed or images; choose another folder"
+        )
+    return log
