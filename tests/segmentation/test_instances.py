@@ -4,7 +4,7 @@ import torch
 
 from nvcim.errors import DataError
 from nvcim.segmentation import FCNSettings, PredictionSettings, ResidualFCN, overlay, predict
-from nvcim.segmentation.instances import split_instances
+from nvcim.segmentation.splitting import SplittingSettings, split_instances
 from nvcim.segmentation.targets import contour_classes
 
 MODEL = ResidualFCN(FCNSettings(width=4, depth=2, descriptor_dim=12, fused_width=8))
@@ -24,7 +24,7 @@ def two_touching() -> np.ndarray:
 
 def test_touching_objects_come_back_from_their_classes() -> None:
     mask = two_touching()
-    found = split_instances(certain(contour_classes(mask, width=3)), smallest=1, growth=4.5)
+    found = split_instances(certain(contour_classes(mask, width=3)), SplittingSettings(), smallest=1, growth=4.5)
     assert found.dtype == np.int32
     assert np.array_equal(found, mask)
 
@@ -52,7 +52,7 @@ def test_specks_are_dropped_and_holes_closed() -> None:
     classes[5:20, 5:20] = 1
     classes[10:12, 10:12] = 0
     classes[25, 25] = 1
-    found = split_instances(certain(classes), smallest=5, growth=2)
+    found = split_instances(certain(classes), SplittingSettings(), smallest=5, growth=2)
     assert found.max() == 1
     assert (found[5:20, 5:20] == 1).all()
     assert found[25, 25] == 0
@@ -63,7 +63,7 @@ def test_an_object_inside_the_hole_of_another_survives() -> None:
     classes[5:35, 5:35] = 1
     classes[10:30, 10:30] = 0
     classes[15:25, 15:25] = 1
-    found = split_instances(certain(classes), smallest=5, growth=1)
+    found = split_instances(certain(classes), SplittingSettings(), smallest=5, growth=1)
     assert len(np.unique(found[15:25, 15:25])) == 1
     assert found[20, 20] not in (0, found[6, 6])
 

@@ -3,7 +3,12 @@
 from nvcim.segmentation.architectures import NetworkSettings, make_network, network_settings_from
 from nvcim.segmentation.ensemble import MemberJob, TrainMembers, load_members, train_member, train_members
 from nvcim.segmentation.fcn import PAPER_FCN, FCNSettings, ResidualFCN
-from nvcim.segmentation.instances import PredictionSettings, predict
+from nvcim.segmentation.inference import (
+    PredictionSettings,
+    predict_probabilities,
+    predict_with_descriptor,
+)
+from nvcim.segmentation.instances import FoundObjects, find_objects, predict
 from nvcim.segmentation.metrics import (
     ObjectScores,
     SetScores,
@@ -26,6 +31,7 @@ __all__ = [
     "CLASSES",
     "PAPER_FCN",
     "FCNSettings",
+    "FoundObjects",
     "MemberJob",
     "NetworkSettings",
     "ObjectScores",
@@ -38,6 +44,7 @@ __all__ = [
     "TrainingSettings",
     "UNet",
     "UNetSettings",
+    "find_objects",
     "load_fcn",
     "load_members",
     "make_network",
@@ -49,6 +56,8 @@ __all__ = [
     "overlay",
     "predict",
     "predict_files",
+    "predict_probabilities",
+    "predict_with_descriptor",
     "save_fcn",
     "score_folders",
     "score_pair",
