@@ -25,13 +25,32 @@ from nvcim.quantization.inq import INQWeight, exponent_range, power_levels, roun
         (0.0, 4, (-3, 0)),
     ],
 )
-def test_exponents_by_hand(largest: float, bits: int, expected: tuple[int, int]) -> None:
-    assert exponent_range(largest, bits) == expected
+def test_the_papers_exponents_by_hand(largest: float, bits: int, expected: tuple[int, int]) -> None:
+    assert exponent_range(largest, INQSettings(bits=bits).powers) == expected
+
+
+@pytest.mark.parametrize(("bits", "exponents"), [(7, 4), (3, 3), (8, 127)])
+def test_the_number_of_exponents_can_be_chosen(bits: int, exponents: int) -> None:
+    layer = nn.Linear(4, 1)
+    layer.weight.data = torch.tensor([[1.0, 0.26, 0.001, -0.5]])
+    quantizer = INQ(INQSettings(bits=bits, exponents=exponents))
+    quantizer.attach(layer)
+    quantizer.advance(layer, 1.0)
+    levels = quantizer.levels(layer)
+    assert levels.shape == (2 * exponents + 1,)
+    assert float(levels[-1]) == 1.0
+    # The smallest power is 2^(1 - exponents); 0.001 is below half of it until 2^-10 is a level.
+    assert layer.weight[0].tolist() == [1.0, 0.25, 2.0**-10 if exponents > 10 else 0.0, -0.5]
+
+
+def test_more_exponents_than_codes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="3 bits hold at most 3 exponents, given: 4"):
+        quantizer_settings_from({"kind": "inq", "bits": 3, "exponents": 4}, "test")
 
 
 def test_levels_by_hand() -> None:
     assert power_levels(-2, 0).tolist() == [-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0]
-    assert len(power_levels(*exponent_range(1.0, 5))) == 2**4 + 1
+    assert len(power_levels(*exponent_range(1.0, 8))) == 2**4 + 1
 
 
 def test_rounding_by_hand() -> None:
@@ -44,7 +63,7 @@ def test_rounding_by_hand() -> None:
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=30), st.integers(2, 7))
 def test_rounding_follows_the_papers_rule(values: list[float], bits: int) -> None:
     weight = torch.tensor(values)
-    bottom, top = exponent_range(float(weight.abs().max()), bits)
+    bottom, top = exponent_range(float(weight.abs().max()), 2 ** (bits - 2))
     levels = [0.0] + [2.0**e for e in range(bottom, top + 1)]
 
     def by_the_rule(w: float) -> float:

@@ -1,33 +1,46 @@
 """What every quantizer does: attach to a model's weights, quantize them in stages, and say what they cost.
 
-Only the weights of `Conv2d` and `Linear` layers are quantized; biases, normalisation and activations stay in
-floating point, as in "Quantization of FCNs for Accurate Biomedical Image Segmentation" (1803.04907).
-A quantizer lives on a model as a torch parametrization of each weight, so `layer.weight` always reads the
-value that the hardware would hold, whoever reads it.
+Only the weights of `Conv2d` and `Linear` layers are quantized; biases and normalisation stay in floating
+point, as in "Quantization of FCNs for Accurate Biomedical Image Segmentation" (1803.04907). A quantizer lives
+on a model as a torch parametrization of each weight, so `layer.weight` always reads the value that the
+hardware would hold, whoever reads it.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from fnmatch import fnmatchcase
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nvcim.config import Settings
 from nvcim.errors import ModelError
+from nvcim.quantization.packing import PackedTensor, pack_weight
+
+Side = dict[str, Tensor]
+"""What a layer stores beside its codes so that its levels can be made anew: scales, exponents, zero points."""
 
 
 class QuantizerSettings(Settings):
     """Settings that all quantizers share.
 
-    `float_layers` names layers that stay in floating point: the model's first, its last, both, or none. The
-    official INQ code quantizes every layer (the default); DoReFa's and TTQ's keep the first and last float.
+    `float_layers` says which layers stay in floating point: `first` and `last` (in the order the model
+    registered them), a layer's name, or a pattern of names such as `head*`. Each quantizer's default is its
+    paper's own.
     """
 
-    bits: int = Field(default=5, ge=2, le=8)
-    float_layers: tuple[Literal["first", "last"], ...] = ()
+    bits: int = Field(default=5, ge=1, le=8)
+    float_layers: tuple[str, ...] = ()
+
+    @field_validator("float_layers")
+    @classmethod
+    def _patterns_are_not_empty(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(patterns):
+            raise ValueError("an empty name matches no layer")
+        return patterns
 
 
 @dataclass(frozen=True)
@@ -40,14 +53,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class WeightMemory:
-    """Bytes of a model's quantizable weights in float32 and as quantized.
+    """Bytes of the weights of a model's `Conv2d` and `Linear` layers, in float32 and packed.
 
-    Modelled, not measured: count x bits / 8 plus the side information of each layer (scales or exponents).
-    Layers kept in floating point count 32 bits on both sides; biases and normalisation are left out of both.
+    Measured: the bytes that the packed arrays hold, scales and exponents included. Layers in floating point
+    count 32 bits on both sides; biases and normalisation are left out of both.
     """
 
-    float32_bytes: float
-    quantized_bytes: float
+    float32_bytes: int
+    quantized_bytes: int
 
     @property
     def ratio(self) -> float:
@@ -66,11 +79,72 @@ def parametrization_of(layer: nn.Module) -> nn.Module | None:
     """Return the quantizer's parametrization of a layer's weight, or None for a float layer."""
     if not parametrize.is_parametrized(layer, "weight"):
         return None
+    return _chain(layer)[0]
+
+
+def original_of(layer: nn.Module) -> Tensor:
+    """Return the stored tensor behind a parametrized weight: what training moves, [out, in, ...]."""
+    original = _chain(layer).original
+    assert isinstance(original, Tensor)
+    return original
+
+
+def _chain(layer: nn.Module) -> nn.ModuleList:
+    """The parametrizations of a layer's weight."""
     parametrizations = layer.parametrizations
     assert isinstance(parametrizations, nn.ModuleDict)
     chain = parametrizations["weight"]
     assert isinstance(chain, nn.ModuleList)
-    return chain[0]
+    return chain
+
+
+class QuantizedWeight(nn.Module, ABC):
+    """A quantizer's parametrization of one weight."""
+
+    kind: str
+
+    @abstractmethod
+    def forward(self, original: Tensor) -> Tensor:
+        """Return the weight as the hardware holds it, same shape."""
+
+    @abstractmethod
+    def side(self, original: Tensor) -> Side:
+        """Return what the levels of this weight are made from."""
+
+    def settled(self) -> bool:
+        """Whether every weight is on a level."""
+        return True
+
+
+class FixedWeight(QuantizedWeight):
+    """A weight whose stored tensor holds levels already, as packed files give it back; it does not train."""
+
+    def __init__(self, kind: str, side: Side) -> None:
+        super().__init__()
+        self.kind = kind
+        self._names = tuple(side)
+        for name, tensor in side.items():
+            self.register_buffer(name, tensor)
+
+    def forward(self, original: Tensor) -> Tensor:
+        """Return the stored tensor, without gradient."""
+        return original.detach()
+
+    def side(self, original: Tensor) -> Side:
+        """Return what was stored."""
+        return {name: self.get_buffer(name) for name in self._names}
+
+
+def fix_weight(layer: nn.Module, weight: Tensor, side: Side) -> None:
+    """Make a layer under a quantizer hold these quantized values for good; weight: as the layer's own."""
+    chain = _chain(layer)
+    found = chain[0]
+    assert isinstance(found, QuantizedWeight)
+    original = original_of(layer)
+    with torch.no_grad():
+        original.copy_(weight)
+    original.requires_grad_(False)
+    chain[0] = FixedWeight(found.kind, {name: tensor.to(original.device) for name, tensor in side.items()})
 
 
 class Quantizer(ABC):
@@ -85,29 +159,58 @@ class Quantizer(ABC):
 
     @property
     def name(self) -> str:
-        """Kind and bits, for example `inq-5`."""
+        """Kind and bits, for example `inq-5`; `quantizer_named` knows it."""
         return f"{self.kind}-{self.settings.bits}"
 
     @property
-    @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
-        """The schedule that `train` walks through; after the last stage every weight is on a level."""
+        """The schedule that `train` walks through; after the last stage every weight is on a level.
+
+        Unless a quantizer says otherwise: everything is quantized from the start, and trains.
+        """
+        return (Stage(1.0, trains=True),)
 
     @abstractmethod
-    def _parametrization(self, weight: Tensor) -> nn.Module:
-        """Return a new parametrization for a weight [out, in, ...]."""
+    def _parametrization(self, weight: Tensor) -> QuantizedWeight:
+        """Return a new parametrization, of this kind, for a weight [out, in, ...]."""
 
     @abstractmethod
+    def levels_from(self, side: Mapping[str, Tensor]) -> Tensor:
+        """Return the levels that a layer's side information stands for, ascending.
+
+        Returns: [levels] or [out_features or 1, levels], float32, the very values `layer.weight` takes.
+
+        Raises:
+            KeyError, ValueError: side information of another quantizer.
+        """
+
     def levels(self, layer: nn.Module) -> Tensor:
         """Return the values that `layer.weight` may take, ascending: [levels] or [out_features, levels].
 
         Raises:
             ModelError: this quantizer is not attached to the layer.
         """
+        return self.levels_from(self.side(layer))
 
-    @abstractmethod
-    def _side_bits(self, layer: nn.Module) -> int:
-        """Bits a layer stores beside its weights (scales, exponents)."""
+    def side(self, layer: nn.Module) -> Side:
+        """Return what a layer stores beside its codes; `levels_from` makes the levels of it.
+
+        Raises:
+            ModelError: this quantizer is not attached to the layer.
+        """
+        found = self.weight_of(layer)
+        return {name: tensor.detach() for name, tensor in found.side(original_of(layer).detach()).items()}
+
+    def weight_of(self, layer: nn.Module) -> QuantizedWeight:
+        """Return this quantizer's parametrization of a layer.
+
+        Raises:
+            ModelError: this quantizer is not attached to the layer.
+        """
+        found = parametrization_of(layer)
+        if not isinstance(found, QuantizedWeight) or found.kind != self.kind:
+            raise ModelError(f"{self.name} is not attached to this layer")
+        return found
 
     def advance(self, model: nn.Module, fraction: float) -> None:  # noqa: B027 - most quantizers have no stages
         """Quantize `fraction` (0..1) of every attached weight. Never takes back what is quantized already."""
@@ -116,16 +219,28 @@ class Quantizer(ABC):
         """Return the layers this quantizer takes, float layers left out.
 
         Raises:
-            ModelError: nothing is left to quantize.
+            ModelError: nothing is left to quantize, or `float_layers` names a layer that does not exist.
         """
         layers = weighted_layers(model)
-        if "first" in self.settings.float_layers:
-            layers = layers[1:]
-        if "last" in self.settings.float_layers:
-            layers = layers[:-1]
         if not layers:
             raise ModelError(f"{self.name}: the model has no Conv2d or Linear weight to quantize")
-        return layers
+        names = [name for name, _ in layers]
+        float_names: set[str] = set()
+        for pattern in self.settings.float_layers:
+            matched = _matching(pattern, names)
+            if not matched:
+                known = ", ".join(names)
+                raise ModelError(
+                    f"{self.name}: float_layers '{pattern}' matches no layer; allowed: first, last, {known}"
+                )
+            float_names.update(matched)
+        kept = [(name, layer) for name, layer in layers if name not in float_names]
+        if not kept:
+            stay = ", ".join(self.settings.float_layers)
+            raise ModelError(
+                f"{self.name}: the model has no Conv2d or Linear weight to quantize beside float_layers {stay}"
+            )
+        return kept
 
     def attach(self, model: nn.Module) -> None:
         """Put this quantizer on a model's weights, in place.
@@ -144,16 +259,44 @@ class Quantizer(ABC):
             assert isinstance(weight, Tensor)
             parametrize.register_parametrization(layer, "weight", self._parametrization(weight.detach()))
 
+    def pack(self, layer: nn.Module, *, entropy_coded: bool = False) -> PackedTensor:
+        """Return a layer's weight as it is held in packed memory.
+
+        Raises:
+            ModelError: not attached, or a weight is not on a level (INQ before its last stage).
+        """
+        side = self.side(layer)
+        levels = self.levels_from(side).cpu()
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        arrays = {name: tensor.cpu().numpy().copy() for name, tensor in side.items()}
+        form = "huffman" if entropy_coded else None
+        return pack_weight(
+            weight.detach().cpu().numpy(), levels.view(-1, levels.shape[-1]).numpy(), arrays, form
+        )
+
     def memory(self, model: nn.Module) -> WeightMemory:
-        """Return the modelled memory of the model's weights under this quantizer."""
+        """Return the memory of the model's weights under this quantizer, by packing them.
+
+        Raises:
+            ModelError: this quantizer is not attached to the model.
+        """
         quantized = {name for name, _ in self.quantized_layers(model)}
-        plain_bits, quantized_bits = 0, 0
+        plain_bytes, packed_bytes = 0, 0
         for name, layer in weighted_layers(model):
             weight = layer.weight
             assert isinstance(weight, Tensor)
-            plain_bits += 32 * weight.numel()
-            if name in quantized:
-                quantized_bits += self.settings.bits * weight.numel() + self._side_bits(layer)
-            else:
-                quantized_bits += 32 * weight.numel()
-        return WeightMemory(plain_bits / 8, quantized_bits / 8)
+            plain = 4 * weight.numel()
+            plain_bytes += plain
+            packs = name in quantized and self.weight_of(layer).settled()
+            packed_bytes += self.pack(layer).nbytes if packs else plain
+        return WeightMemory(plain_bytes, packed_bytes)
+
+
+def _matching(pattern: str, names: list[str]) -> list[str]:
+    """Names of layers that one entry of `float_layers` means."""
+    if pattern == "first":
+        return names[:1]
+    if pattern == "last":
+        return names[-1:]
+    return [name for name in names if fnmatchcase(name, pattern)]

@@ -3,29 +3,36 @@
 Each step freezes the largest of the weights still free, rounded to a level; the others keep training and make
 up for the error. With s = max|W|, n1 = floor(log2(4s/3)) and n2 = n1 + 1 - 2^(bits-1)/2, the levels are
 {0, +-2^n2, ..., +-2^n1}: one bit stands for zero, the others index the signed powers.
+That is 2^(bits-2) powers; `exponents` takes fewer (cells with few levels) or more, from the largest down.
 Two details differ from the public codes on purpose: the mask is monotone (a frozen weight never thaws,
 though both codes recompute the mask from scratch), and a weight that outgrew 1.5 * 2^n1 after n1 was fixed
 becomes the top level, where the paper's rule as written would make it zero.
 """
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, Self
 
 import torch
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from nvcim.errors import ModelError
-from nvcim.quantization.base import Quantizer, QuantizerSettings, Stage, parametrization_of
+from nvcim.quantization.base import QuantizedWeight, Quantizer, QuantizerSettings, Side, Stage, original_of
 
 
 class INQSettings(QuantizerSettings):
     """INQ's settings; `schedule` holds the fractions frozen after each step and ends with 1.
 
-    The default schedule is the one of the PyTorch port's example (Mxbonn/INQ-pytorch).
+    The default schedule is the one of the PyTorch port's example (Mxbonn/INQ-pytorch). The official code
+    quantizes every weighted layer, so none stays float.
     """
 
     kind: Literal["inq"] = "inq"
+    bits: int = Field(default=5, ge=2, le=8)
+    exponents: int | None = Field(
+        default=None, ge=1, le=127, description="how many powers of two; null: 2^(bits-2), the paper's"
+    )
     schedule: tuple[float, ...] = (0.5, 0.75, 0.875, 1.0)
 
     @field_validator("schedule")
@@ -36,9 +43,21 @@ class INQSettings(QuantizerSettings):
             raise ValueError("must rise from above 0 and end with 1")
         return schedule
 
+    @model_validator(mode="after")
+    def _levels_fit_the_bits(self) -> Self:
+        most = 2 ** (self.bits - 1) - 1
+        if self.powers > most:
+            raise ValueError(f"{self.bits} bits hold at most {most} exponents, given: {self.powers}")
+        return self
 
-def exponent_range(largest: float, bits: int) -> tuple[int, int]:
-    """Return (n2, n1), the smallest and largest exponent, for a layer whose largest |weight| is `largest`.
+    @property
+    def powers(self) -> int:
+        """How many powers of two the levels have on each side of zero."""
+        return self.exponents if self.exponents is not None else 2 ** (self.bits - 2)
+
+
+def exponent_range(largest: float, powers: int) -> tuple[int, int]:
+    """Return (n2, n1), the smallest and largest of `powers` exponents, for a layer with largest |weight| `largest`.
 
     A layer of zeros gets n1 = 0: any range holds it.
     """
@@ -47,7 +66,7 @@ def exponent_range(largest: float, bits: int) -> tuple[int, int]:
     else:
         _, exponent = math.frexp(4.0 * largest / 3.0)  # 4s/3 = m 2^e with 0.5 <= m < 1
         top = exponent - 1
-    return top + 1 - 2 ** (bits - 1) // 2, top
+    return top + 1 - powers, top
 
 
 def power_levels(bottom: int, top: int) -> Tensor:
@@ -70,26 +89,35 @@ def round_to_powers(weight: Tensor, bottom: int, top: int) -> Tensor:
     return torch.where(magnitude < 2.0 ** (bottom - 1), torch.zeros_like(rounded), rounded)
 
 
-class INQWeight(nn.Module):
+class INQWeight(QuantizedWeight):
     """Parametrization of one weight: frozen entries read their level, the others the trained value.
 
     Frozen entries get no gradient, and what momentum or weight decay do to their stored value cannot be read.
     """
 
+    kind = "inq"
     frozen: Tensor
     value: Tensor
     exponents: Tensor
 
-    def __init__(self, weight: Tensor, bits: int) -> None:
+    def __init__(self, weight: Tensor, powers: int) -> None:
         super().__init__()
         self.register_buffer("frozen", torch.zeros_like(weight, dtype=torch.bool))
         self.register_buffer("value", torch.zeros_like(weight))
-        bottom, top = exponent_range(float(weight.abs().max()), bits)
-        self.register_buffer("exponents", torch.tensor([bottom, top]))
+        bottom, top = exponent_range(float(weight.abs().max()), powers)
+        self.register_buffer("exponents", torch.tensor([bottom, top], dtype=torch.int16))
 
     def forward(self, original: Tensor) -> Tensor:
         """Return the weight as the hardware holds it, same shape."""
         return torch.where(self.frozen, self.value, original)
+
+    def side(self, original: Tensor) -> Side:
+        """Return the smallest and the largest exponent, [2]."""
+        return {"exponents": self.exponents}
+
+    def settled(self) -> bool:
+        """Whether everything is frozen."""
+        return bool(self.frozen.all())
 
     def freeze(self, original: Tensor, fraction: float) -> None:
         """Freeze the largest free entries until `fraction` (0..1) of the weight is frozen.
@@ -138,30 +166,34 @@ class INQ(Quantizer):
         """The schedule; nothing is left to train after its last step."""
         return tuple(Stage(fraction, trains=fraction < 1.0) for fraction in self.settings.schedule)
 
-    def _parametrization(self, weight: Tensor) -> nn.Module:
-        return INQWeight(weight, self.settings.bits)
+    def _parametrization(self, weight: Tensor) -> QuantizedWeight:
+        return INQWeight(weight, self.settings.powers)
 
-    def levels(self, layer: nn.Module) -> Tensor:
-        """Return the layer's level set, ascending, [2^(bits-1) + 1]."""
-        bottom, top = (int(e) for e in self._weight_of(layer).exponents)
+    def levels_from(self, side: Mapping[str, Tensor]) -> Tensor:
+        """Return the level set, ascending, [2 * powers + 1]."""
+        bottom, top = (int(exponent) for exponent in side["exponents"])
         return power_levels(bottom, top)
 
     def advance(self, model: nn.Module, fraction: float) -> None:
-        """Freeze the largest free weights of every layer until `fraction` of it is frozen."""
+        """Freeze the largest free weights of every layer until `fraction` of it is frozen.
+
+        Raises:
+            ModelError: training diverged, or INQ is not attached to the model.
+        """
         for _, layer in self.quantized_layers(model):
-            original = layer.parametrizations["weight"].original  # type: ignore[index,union-attr]
-            self._weight_of(layer).freeze(original, fraction)
+            found = self.weight_of(layer)
+            if isinstance(found, INQWeight):
+                found.freeze(original_of(layer), fraction)
 
     def frozen_fraction(self, model: nn.Module) -> float:
-        """Return the part of all quantized weights that is frozen, 0..1."""
-        masks = [self._weight_of(layer).frozen for _, layer in self.quantized_layers(model)]
-        return sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+        """Return the part of all quantized weights that is frozen, 0..1.
 
-    def _side_bits(self, layer: nn.Module) -> int:
-        return 8  # the top exponent; the bottom one follows from the bits
-
-    def _weight_of(self, layer: nn.Module) -> INQWeight:
-        found = parametrization_of(layer)
-        if not isinstance(found, INQWeight):
-            raise ModelError("INQ is not attached to this layer")
-        return found
+        Raises:
+            ModelError: INQ is not attached to the model.
+        """
+        frozen, count = 0, 0
+        for _, layer in self.quantized_layers(model):
+            found, size = self.weight_of(layer), original_of(layer).numel()
+            frozen += int(found.frozen.sum()) if isinstance(found, INQWeight) else size
+            count += size
+        return frozen / count

@@ -1,15 +1,39 @@
 """From a name or a mapping to a quantizer."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from nvcim.config import parse_settings
 from nvcim.errors import ConfigError
 from nvcim.quantization.base import Quantizer, QuantizerSettings
+from nvcim.quantization.dorefa import DoReFa, DoReFaSettings
 from nvcim.quantization.inq import INQ, INQSettings
+from nvcim.quantization.ttq import TTQ, TTQSettings
+from nvcim.quantization.twn import TWN, TWNSettings
 from nvcim.quantization.uniform import Uniform, UniformSettings
 
-_KINDS: dict[str, type[QuantizerSettings]] = {"inq": INQSettings, "uniform": UniformSettings}
+AnyQuantizerSettings = Annotated[
+    INQSettings | UniformSettings | TWNSettings | TTQSettings | DoReFaSettings, Field(discriminator="kind")
+]
+"""For settings that hold a quantizer's: `kind` says whose."""
+
+_KINDS: dict[str, type[QuantizerSettings]] = {
+    "inq": INQSettings,
+    "uniform": UniformSettings,
+    "twn": TWNSettings,
+    "ttq": TTQSettings,
+    "dorefa": DoReFaSettings,
+}
+# What a name's first word stands for, and whether its bits follow.
+_NAMES: dict[str, dict[str, Any]] = {
+    "inq": {"kind": "inq"},
+    "uniform": {"kind": "uniform"},
+    "affine": {"kind": "uniform", "scheme": "affine"},
+    "dorefa": {"kind": "dorefa"},
+}
+_NAMES_WITHOUT_BITS: dict[str, dict[str, Any]] = {"twn": {"kind": "twn"}, "ttq": {"kind": "ttq"}}
 
 
 def make_quantizer(settings: QuantizerSettings) -> Quantizer:
@@ -18,10 +42,17 @@ def make_quantizer(settings: QuantizerSettings) -> Quantizer:
     Raises:
         ConfigError: settings of no known quantizer.
     """
-    if isinstance(settings, INQSettings):
-        return INQ(settings)
-    if isinstance(settings, UniformSettings):
-        return Uniform(settings)
+    match settings:
+        case INQSettings():
+            return INQ(settings)
+        case UniformSettings():
+            return Uniform(settings)
+        case TWNSettings():
+            return TWN(settings)
+        case TTQSettings():
+            return TTQ(settings)
+        case DoReFaSettings():
+            return DoReFa(settings)
     raise ConfigError(f"no quantizer has settings of type {type(settings).__name__}")
 
 
@@ -38,15 +69,20 @@ def quantizer_settings_from(content: Mapping[str, Any], source: str) -> Quantize
 
 
 def quantizer_named(name: str) -> Quantizer | None:
-    """Return the quantizer called `<kind>-<bits>`, for example `inq-5`; `float` gives None.
+    """Return the quantizer of a name: `inq-5`, `uniform-4`, `affine-4`, `dorefa-1`, `twn`, `ttq`.
+
+    `float` gives None.
 
     Raises:
-        ConfigError: unknown kind, or bits that are no number or out of range.
+        ConfigError: unknown name, or bits that are no number or out of range.
     """
     if name == "float":
         return None
-    kind, _, bits = name.partition("-")
-    if kind not in _KINDS or not bits.isdecimal():
-        known = ", ".join(["float", *(f"{k}-<bits>" for k in _KINDS)])
-        raise ConfigError(f"quantizer '{name}' is not known; allowed: {known}")
-    return make_quantizer(quantizer_settings_from({"kind": kind, "bits": int(bits)}, f"quantizer '{name}'"))
+    source = f"quantizer '{name}'"
+    if name in _NAMES_WITHOUT_BITS:
+        return make_quantizer(quantizer_settings_from(_NAMES_WITHOUT_BITS[name], source))
+    word, _, bits = name.partition("-")
+    if word not in _NAMES or not bits.isdecimal():
+        known = ", ".join(["float", *_NAMES_WITHOUT_BITS, *(f"{w}-<bits>" for w in _NAMES)])
+        raise ConfigError(f"{source} is not known; allowed: {known}")
+    return make_quantizer(quantizer_settings_from({**_NAMES[word], "bits": int(bits)}, source))
