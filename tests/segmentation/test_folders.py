@@ -35,11 +35,11 @@ def test_train_predict_score_on_folders(tissue: Path, tmp_path: Path) -> None:
         assert result.overlay.is_file()
     scores = score_folders(tmp_path / "out", tissue)
     assert scores.names == ("tissue_0", "tissue_1", "tissue_2")
-    assert len(scores.rows()) == 3
+    assert len(scores.rows()) == 3 + 2  # one per image, one pooled, one of means
 
 
 def test_a_set_scored_against_itself_is_perfect(tissue: Path) -> None:
-    pooled = score_folders(tissue, tissue).pooled
+    pooled = score_folders(tissue, tissue).pooled.objects
     assert (pooled.f1, pooled.dice, pooled.hausdorff) == (1.0, pytest.approx(1.0), 0.0)
 
 

@@ -9,6 +9,7 @@ from nvcim.segmentation.inference import (
     predict_with_descriptor,
 )
 from nvcim.segmentation.instances import FoundObjects, find_objects, predict
+from nvcim.segmentation.mask_scores import MaskScores, MaskSetScores, score_masks
 from nvcim.segmentation.metrics import (
     ObjectScores,
     SetScores,
@@ -21,8 +22,10 @@ from nvcim.segmentation.metrics import (
 from nvcim.segmentation.model_files import load_fcn, save_fcn
 from nvcim.segmentation.network import CLASSES, SegmentationNetwork, normalise_colours
 from nvcim.segmentation.overlays import overlay
+from nvcim.segmentation.panoptic import JaccardScores, PanopticScores, score_jaccard, score_panoptic
+from nvcim.segmentation.pixel_metrics import PixelScores, score_pixels
 from nvcim.segmentation.prediction_files import predict_files
-from nvcim.segmentation.scoring_files import score_folders
+from nvcim.segmentation.scoring_files import score_folders, write_scores
 from nvcim.segmentation.training import TrainingLog, TrainingSettings, train
 from nvcim.segmentation.training_files import train_on_folder
 from nvcim.segmentation.unet import UNet, UNetSettings
@@ -32,9 +35,14 @@ __all__ = [
     "PAPER_FCN",
     "FCNSettings",
     "FoundObjects",
+    "JaccardScores",
+    "MaskScores",
+    "MaskSetScores",
     "MemberJob",
     "NetworkSettings",
     "ObjectScores",
+    "PanopticScores",
+    "PixelScores",
     "PredictionSettings",
     "ResidualFCN",
     "SegmentationNetwork",
@@ -60,10 +68,15 @@ __all__ = [
     "predict_with_descriptor",
     "save_fcn",
     "score_folders",
+    "score_jaccard",
+    "score_masks",
     "score_pair",
+    "score_panoptic",
+    "score_pixels",
     "score_set",
     "train",
     "train_member",
     "train_members",
     "train_on_folder",
+    "write_scores",
 ]

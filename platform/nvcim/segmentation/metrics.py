@@ -19,18 +19,24 @@ distance; such images are counted in `one_side_empty`.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, sparse
+from scipy import sparse
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from nvcim.errors import DataError
+from nvcim.segmentation.hausdorff import NearestObjects, ObjectDistances
+from nvcim.segmentation.label_pairs import LabelPair, label_pair
 
-Mask = NDArray[np.bool_]
-_Window = tuple[slice, slice]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Sums = TypeVar("Sums", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -139,101 +145,52 @@ class SetScores:
         ]
 
 
-def hausdorff_distance(a: Mask, b: Mask) -> float:
-    """Exact Hausdorff distance in pixels between two non-empty masks [H, W], by two distance transforms."""
-    window = _union_window(_window_of(a), _window_of(b))
-    a, b = a[window], b[window]
-    to_b, to_a = ndimage.distance_transform_edt(~b), ndimage.distance_transform_edt(~a)
-    return float(max(to_b[a].max(), to_a[b].max()))
+def _partners(pair: LabelPair) -> NDArray[np.bool_]:
+    """Which overlapping pairs join a segmented object to its partner; several where the largest overlap is tied."""
+    largest = np.zeros(pair.segmented.count, dtype=np.int64)
+    np.maximum.at(largest, pair.first, pair.overlaps)
+    partners: NDArray[np.bool_] = pair.overlaps == largest[pair.first]
+    return partners
 
 
-def _window_of(mask: Mask) -> _Window:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+def _dice_sum(pair: LabelPair) -> float:
+    """Sum of area x Dice over the segmented objects."""
+    chosen = _partners(pair)
+    first, second = pair.first[chosen], pair.second[chosen]
+    areas = pair.segmented.areas
+    dice = 2 * pair.overlaps[chosen] / (areas[first] + pair.truth.areas[second])
+    best = np.zeros(pair.segmented.count)
+    np.maximum.at(best, first, dice)
+    return float((areas * best).sum())
 
 
-def _union_window(a: _Window, b: _Window) -> _Window:
-    rows = slice(min(a[0].start, b[0].start), max(a[0].stop, b[0].stop))
-    return rows, slice(min(a[1].start, b[1].start), max(a[1].stop, b[1].stop))
-
-
-def _least_distance(a: _Window, b: _Window) -> int:
-    """A bound that no Hausdorff distance between masks with these bounding boxes can fall below."""
-    differences: list[int] = [
-        abs(a[0].start - b[0].start),
-        abs(a[0].stop - b[0].stop),
-        abs(a[1].start - b[1].start),
-        abs(a[1].stop - b[1].stop),
-    ]
-    return max(differences)
-
-
-class _Side:
-    """The objects of one label map: labels 0..n-1 after compaction, areas, bounding boxes."""
-
-    def __init__(self, instances: NDArray[np.int32]) -> None:
-        values, compact = np.unique(np.concatenate([[0], instances.ravel()]), return_inverse=True)
-        self.count = len(values) - 1
-        self.map = compact[1:].reshape(instances.shape)  # 0 is background, object i is i + 1
-        self.areas = np.bincount(self.map.ravel(), minlength=self.count + 1)[1:].astype(np.float64)
-        self.windows: list[_Window] = [
-            (window[0], window[1]) for window in ndimage.find_objects(self.map, max_label=self.count)
-        ]
-
-
-def _overlaps(a: _Side, b: _Side) -> NDArray[np.float64]:
-    """Overlap areas of all pairs, [objects of a, objects of b]."""
-    joint = a.map.ravel() * (b.count + 1) + b.map.ravel()
-    table = np.bincount(joint, minlength=(a.count + 1) * (b.count + 1))
-    return table.reshape(a.count + 1, b.count + 1)[1:, 1:].astype(np.float64)
-
-
-def _pair_distance(a: _Side, i: int, b: _Side, j: int) -> float:
-    window = _union_window(a.windows[i], b.windows[j])
-    return hausdorff_distance(a.map[window] == i + 1, b.map[window] == j + 1)
-
-
-def _nearest_distance(a: _Side, i: int, b: _Side, candidates: Iterable[int]) -> float:
-    """Smallest Hausdorff distance from object i of a to the candidates of b; bounds spare most transforms."""
-    bounds = sorted((_least_distance(a.windows[i], b.windows[j]), j) for j in candidates)
-    best = math.inf
-    for bound, j in bounds:
-        if bound >= best:
-            break
-        best = min(best, _pair_distance(a, i, b, j))
-    return best
-
-
-def _side_sums(a: _Side, b: _Side, overlap: NDArray[np.float64], diagonal: float) -> tuple[float, float]:
-    """Sums of area x Dice and of area x Hausdorff over the objects of a, partners taken from b."""
+def _hausdorff_sum(pair: LabelPair, distance: Callable[[int, int], float]) -> float:
+    """Sum of area x Hausdorff distance over the segmented objects; `distance` is that from i to true object j."""
+    a, b = pair.segmented, pair.truth
     if b.count == 0:
-        return 0.0, float(a.areas.sum()) * diagonal
-    dice_sum, hausdorff_sum = 0.0, 0.0
-    for i in range(a.count):
-        largest = overlap[i].max()
-        partners = np.flatnonzero(overlap[i] == largest) if largest > 0 else np.arange(b.count)
-        dice = float((2 * overlap[i, partners] / (a.areas[i] + b.areas[partners])).max())
-        dice_sum += a.areas[i] * dice
-        hausdorff_sum += a.areas[i] * _nearest_distance(a, i, b, (int(j) for j in partners))
-    return float(dice_sum), float(hausdorff_sum)
+        return float(a.areas.sum()) * math.hypot(*pair.shape)
+    nearest = np.full(a.count, math.inf)
+    chosen = _partners(pair)
+    same = (pair.overlaps == a.areas[pair.first]) & (pair.overlaps == b.areas[pair.second])
+    nearest[pair.first[same]] = 0.0
+    for i, j in zip(pair.first[chosen & ~same].tolist(), pair.second[chosen & ~same].tolist(), strict=True):
+        nearest[i] = min(nearest[i], distance(i, j))
+    lonely = np.flatnonzero(np.isinf(nearest))
+    if lonely.size:
+        search = NearestObjects(b)
+        for i in lonely.tolist():
+            nearest[i] = search.distance_from(a.boxes[i], partial(distance, i))
+    return float((a.areas * nearest).sum())
 
 
-def _true_positives(segmented: _Side, truth: _Side, overlap: NDArray[np.float64]) -> int:
+def _true_positives(pair: LabelPair) -> int:
     """Segmented objects that cover half of their partner, each ground-truth object counted once."""
-    if segmented.count == 0 or truth.count == 0:
+    found = _partners(pair) & (2 * pair.overlaps >= pair.truth.areas[pair.second])
+    if not found.any():
         return 0
-    is_partner = (overlap == overlap.max(axis=1, keepdims=True)) & (overlap > 0)
-    found = is_partner & (2 * overlap >= truth.areas[None, :])
-    matching = maximum_bipartite_matching(sparse.csr_matrix(found), perm_type="column")
-    return int((matching >= 0).sum())
-
-
-def _check(segmented: NDArray[np.int32], truth: NDArray[np.int32]) -> None:
-    if segmented.shape != truth.shape or segmented.ndim != 2:
-        raise DataError(f"masks must be 2-D and of one size, found {segmented.shape} and {truth.shape}")
-    for name, instances in (("segmented", segmented), ("truth", truth)):
-        if instances.dtype.kind not in "iu" or (instances.size and instances.min() < 0):
-            raise DataError(f"{name} mask must hold integers from 0, found {instances.dtype}")
+    edges = (np.ones(int(found.sum()), dtype=np.int8), (pair.first[found], pair.second[found]))
+    graph = sparse.csr_matrix(edges, shape=(pair.segmented.count, pair.truth.count))
+    return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
 
 
 def score_pair(segmented: NDArray[np.int32], truth: NDArray[np.int32]) -> ObjectScores:
@@ -242,24 +199,31 @@ def score_pair(segmented: NDArray[np.int32], truth: NDArray[np.int32]) -> Object
     Raises:
         DataError: sizes differ, not two-dimensional, or values that are no labels.
     """
-    _check(segmented, truth)
-    s, g = _Side(segmented), _Side(truth)
-    overlap = _overlaps(s, g)
-    diagonal = math.hypot(*segmented.shape)
-    found = _true_positives(s, g, overlap)
-    dice_s, hausdorff_s = _side_sums(s, g, overlap, diagonal)
-    dice_g, hausdorff_g = _side_sums(g, s, overlap.T, diagonal)
+    return object_scores(label_pair(segmented, truth))
+
+
+def object_scores(pair: LabelPair) -> ObjectScores:
+    """Score one image whose objects and overlaps are known."""
+    segmented, truth, swapped = pair.segmented, pair.truth, pair.swapped()
+    found = _true_positives(pair)
+    distances = ObjectDistances(segmented, truth)
     return ObjectScores(
         true_positives=found,
-        false_positives=s.count - found,
-        false_negatives=g.count - found,
-        area_segmented=float(s.areas.sum()),
-        area_truth=float(g.areas.sum()),
-        dice_segmented=dice_s,
-        dice_truth=dice_g,
-        hausdorff_segmented=hausdorff_s,
-        hausdorff_truth=hausdorff_g,
+        false_positives=segmented.count - found,
+        false_negatives=truth.count - found,
+        area_segmented=float(segmented.areas.sum()),
+        area_truth=float(truth.areas.sum()),
+        dice_segmented=_dice_sum(pair),
+        dice_truth=_dice_sum(swapped),
+        hausdorff_segmented=_hausdorff_sum(pair, distances.between),
+        hausdorff_truth=_hausdorff_sum(swapped, lambda j, i: distances.between(i, j)),
     )
+
+
+def pool(scores: Sequence[Sums]) -> Sums:
+    """Add up scores that are kept as sums, field by field."""
+    names = [field.name for field in fields(scores[0])]
+    return replace(scores[0], **{name: sum(getattr(score, name) for score in scores) for name in names})
 
 
 def score_set(
@@ -273,10 +237,8 @@ def score_set(
     images = tuple(score_pair(segmented, truth) for segmented, truth in pairs)
     if not images:
         raise DataError("scoring needs at least one pair of masks")
-    fields = ObjectScores.__dataclass_fields__
-    pooled = ObjectScores(**{field: sum(getattr(image, field) for image in images) for field in fields})
     chosen = tuple(names) if names is not None else tuple(str(index) for index in range(len(images)))
-    return SetScores(pooled, chosen, images)
+    return SetScores(pool(images), chosen, images)
 
 
 def object_f1(segmented: NDArray[np.int32], truth: NDArray[np.int32]) -> float:
