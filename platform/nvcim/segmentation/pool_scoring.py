@@ -1,6 +1,5 @@
 """What an ensemble says of images without labels: uncertainty, descriptor and, where asked, the heat map."""
 
-import copy
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,11 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from nvcim.config import Settings
 from nvcim.data.images import LabelledImage, PlainImage
 from nvcim.errors import DataError
+from nvcim.quantization.inference import inference_copy
+from nvcim.segmentation.inference import PredictionSettings, predict_with_descriptor
 from nvcim.segmentation.network import SegmentationNetwork, normalise_colours
 from nvcim.segmentation.suggestive import (
     UncertaintyOf,
@@ -32,7 +33,10 @@ class ScoringSettings(Settings):
     uncertainty_of: UncertaintyOf = Field(
         default="object", description="class whose probability the networks may disagree on"
     )
-    batch: int = Field(default=8, ge=1, description="images of one size that are looked at together")
+    tile: int = Field(default=1280, ge=64, le=16384, description="larger images are seen in tiles, pixels")
+    batch_pixels: int = Field(
+        default=2**19, ge=1, description="images of one size are seen together up to that many pixels"
+    )
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,11 @@ def score_pool(
     settings = settings or ScoringSettings()
     if not images:
         raise DataError("there is no image to score; every image is annotated already")
-    models = [baked(model) for model in models]
+    models = [_baked(model) for model in models]
     uncertainty: list[Tensor | None] = [None] * len(images)
     descriptors: list[Tensor | None] = [None] * len(images)
     done = 0
-    for places in _same_size(images, settings.batch):
+    for places in _same_size(images, settings.batch_pixels):
         outputs, described = _outputs(models, [images[place].pixels for place in places], settings)
         values, mean = image_uncertainty(outputs), mean_descriptor(described)
         for row, place in enumerate(places):
@@ -89,36 +93,53 @@ def uncertainty_map(
     Raises:
         DataError: fewer than two networks.
     """
-    outputs, _ = _outputs([baked(model) for model in models], [pixels], settings or ScoringSettings())
-    return np.asarray(pixel_uncertainty(outputs)[0].cpu().numpy(), dtype=np.float32)
+    outputs, _ = _outputs([_baked(model) for model in models], [pixels], settings or ScoringSettings())
+    return np.asarray(pixel_uncertainty(outputs)[0].numpy(), dtype=np.float32)
 
 
-def baked(model: SegmentationNetwork) -> SegmentationNetwork:
-    """The model in evaluation mode with its weights as they are used."""
-    model = copy.deepcopy(model)
-    return model.eval()
+def _baked(model: SegmentationNetwork) -> SegmentationNetwork:
+    """A copy in evaluation mode whose quantized weights are plain ones, on the model's device."""
+    copied = inference_copy(model)
+    assert isinstance(copied, SegmentationNetwork)
+    return copied
 
 
-def _same_size(images: Sequence[PoolImage], batch: int) -> list[list[int]]:
+def _same_size(images: Sequence[PoolImage], batch_pixels: int) -> list[list[int]]:
     """Places of the images in batches of one size."""
     by_size = sorted(range(len(images)), key=lambda place: (images[place].pixels.shape, place))
     batches: list[list[int]] = []
-    for _, group in itertools.groupby(by_size, key=lambda place: images[place].pixels.shape):
-        places = list(group)
+    for (height, width, _), group in itertools.groupby(by_size, key=lambda place: images[place].pixels.shape):
+        places, batch = list(group), max(batch_pixels // (height * width), 1)
         batches += [places[start : start + batch] for start in range(0, len(places), batch)]
     return batches
 
 
 def _outputs(
-    models: Sequence[nn.Module], pixels: Sequence[NDArray[np.uint8]], settings: ScoringSettings
+    models: Sequence[SegmentationNetwork], pixels: Sequence[NDArray[np.uint8]], settings: ScoringSettings
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities [networks, B, H, W] and descriptors [networks, B, D] of images of one size."""
-    stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-    outputs, descriptors = [], []
+    """Probabilities [networks, B, H, W] and descriptors [networks, B, D] of images of one size, on the CPU."""
+    see = _in_tiles if max(pixels[0].shape[:2]) > settings.tile else _whole
+    seen = [see(model, pixels, settings) for model in models]
+    return torch.stack([outputs for outputs, _ in seen]), torch.stack(
+        [descriptors for _, descriptors in seen]
+    )
+
+
+def _whole(
+    model: SegmentationNetwork, pixels: Sequence[NDArray[np.uint8]], settings: ScoringSettings
+) -> tuple[Tensor, Tensor]:
+    """One network's probabilities [B, H, W] and descriptors [B, D] in one pass."""
+    colours = normalise_colours(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
     with torch.inference_mode():
-        colours = normalise_colours(stacked)
-        for model in models:
-            logits, descriptor = model(colours.to(next(model.parameters()).device))
-            outputs.append(class_probability(logits.softmax(dim=1), settings.uncertainty_of).cpu())
-            descriptors.append(descriptor.cpu())
-    return torch.stack(outputs), torch.stack(descriptors)
+        logits, descriptors = model(colours.to(next(model.parameters()).device))
+        return class_probability(logits.softmax(dim=1), settings.uncertainty_of).cpu(), descriptors.cpu()
+
+
+def _in_tiles(
+    model: SegmentationNetwork, pixels: Sequence[NDArray[np.uint8]], settings: ScoringSettings
+) -> tuple[Tensor, Tensor]:
+    """As `_whole`, tile by tile."""
+    tiles = PredictionSettings(tile=settings.tile, overlap=min(64, settings.tile // 2))
+    seen = [predict_with_descriptor(model, image, tiles) for image in pixels]
+    outputs = torch.stack([class_probability(found, settings.uncertainty_of) for found, _ in seen])
+    return outputs.cpu(), torch.stack([descriptor.reshape(-1) for _, descriptor in seen]).cpu()
