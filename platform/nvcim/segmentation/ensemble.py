@@ -4,6 +4,7 @@ An ensemble's member is a job: data in, a folder out. Whoever has workers may ru
 by side and gets the same folders, since a member depends on nothing but its own job and the images.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -82,7 +83,7 @@ def train_member(job: MemberJob, images: Sequence[LabelledImage]) -> TrainingLog
     job.out.mkdir(parents=True, exist_ok=True)
     log = train(model, chosen, job.training, seed, quantizer, checkpoint=checkpoint)
     save_fcn(model.to("cpu"), job.out)
-    content = {"job": identity, "losses": log.losses, "seconds": log.seconds, "weights": log.weights}
+    content = {"job": identity, **dataclasses.asdict(log)}
     atomic_write_text(job.out / _LOG, json.dumps(content) + "\n")
     checkpoint.unlink(missing_ok=True)
     return log
@@ -147,7 +148,10 @@ def _finished(folder: Path, identity: str) -> TrainingLog | None:
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
         found = content["job"]
-        log = TrainingLog(tuple(content["losses"]), float(content["seconds"]), content["weights"])
+        losses, validations = content["losses"], content["validations"]
+        log = TrainingLog(
+            tuple(losses), content["seconds"], content["weights"], tuple((n, x) for n, x in validations)
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{source}: not the log of a trained member ({error!r})") from error
     if found != identity:

@@ -34,3 +34,27 @@ def contour_classes(instances: NDArray[np.int32], width: int) -> NDArray[np.int6
         np.maximum.at(deepest, instances, depth)
         classes[(instances > 0) & (depth <= np.minimum(width, deepest[instances] / 2))] = 2
     return classes
+
+
+def pixel_classes(instances: NDArray[np.int32], classes: int, contour_width: int) -> NDArray[np.int64]:
+    """Return the class of each pixel that a network of 2 or 3 classes learns, int64 [H, W].
+
+    With three, as `contour_classes`. With two there is no contour to hold touching objects apart, so pixels
+    of an object beside another object are background: a line two pixels wide between the two.
+    """
+    if classes == 3:
+        return contour_classes(instances, contour_width)
+    return ((instances > 0) & ~_touching(instances)).astype(np.int64)
+
+
+def _touching(instances: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Pixels of an object with a direct neighbour of another object, [H, W]."""
+    touching = np.zeros(instances.shape, dtype=bool)
+    for axis in (0, 1):
+        before, after = [slice(None), slice(None)], [slice(None), slice(None)]
+        before[axis], after[axis] = slice(None, -1), slice(1, None)
+        one, other = instances[tuple(before)], instances[tuple(after)]
+        meets = (one != other) & (one > 0) & (other > 0)
+        touching[tuple(before)] |= meets
+        touching[tuple(after)] |= meets
+    return touching
