@@ -150,7 +150,7 @@ def _across(seen: Seen, band: Tensor, across: Tiling, overlap: int, batch: int) 
     if len(across.starts) == 1:
         return seen(band.to(device))[0].cpu()
     # MONAI takes seconds to import, and images of one tile do without it.
-    from monai.inferers import sliding_window_inference
+    from monai.inferers.utils import sliding_window_inference
 
     height, step = band.shape[2], across.starts[1]
     # MONAI takes int(size * (1 - overlap)) as its step: half a pixel more keeps it from rounding down.

@@ -1,0 +1,127 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from nvcim.data.images import write_image
+from nvcim.data.large_images import ArrayImage, ImageRows, TiffImage, encode_label_tiff, open_image
+from nvcim.errors import DataError
+from nvcim.segmentation.network import normalise_colours
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (150, 130, 3), dtype=np.uint8)
+GREY = PIXELS[..., 0]
+
+
+def in_parts(image: ImageRows, step: int = 37) -> np.ndarray:
+    return np.concatenate([image.rows(top, bottom) for top, bottom in image.bands(step)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tile": (32, 48)},
+        {"tile": (64, 64), "compression": "zlib", "predictor": True},
+        {"rowsperstrip": 7, "compression": "lzw"},
+        {"compression": "deflate", "rowsperstrip": 150},
+        {"bigtiff": True, "compression": "zstd", "tile": (32, 32)},
+        {"byteorder": ">"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("planar", [False, True])
+def test_rows_of_a_tiff_are_its_pixels_however_it_is_stored(
+    tmp_path: Path, options: dict, planar: bool
+) -> None:
+    path = tmp_path / "x.tif"
+    data = np.ascontiguousarray(PIXELS.transpose(2, 0, 1)) if planar else PIXELS
+    kind = "separate" if planar else "contig"
+    tifffile.imwrite(path, data, photometric="rgb", planarconfig=kind, **options)
+    image = TiffImage(path)
+    assert (image.height, image.width) == (150, 130)
+    assert np.array_equal(in_parts(image), PIXELS)
+    assert np.array_equal(image.rows(149, 150), PIXELS[149:])
+
+
+def test_grey_alpha_inverted_and_palette_become_rgb(tmp_path: Path) -> None:
+    expected = np.repeat(GREY[..., None], 3, axis=2)
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, GREY, photometric="minisblack", compression="zlib")
+    assert np.array_equal(in_parts(TiffImage(path)), expected)
+    tifffile.imwrite(path, GREY, photometric="miniswhite", tile=(32, 32))
+    assert np.array_equal(in_parts(TiffImage(path)), 255 - expected)
+    rgba = np.concatenate([PIXELS, PIXELS[..., :1]], axis=2)
+    tifffile.imwrite(path, rgba, photometric="rgb", extrasamples=["unassalpha"], rowsperstrip=9)
+    assert np.array_equal(in_parts(TiffImage(path)), PIXELS)
+    colours = np.random.default_rng(1).integers(0, 256, (3, 256)).astype(np.uint16) * 257
+    tifffile.imwrite(path, GREY, photometric="palette", colormap=colours)
+    assert np.array_equal(in_parts(TiffImage(path)), (colours // 257).astype(np.uint8).T[GREY])
+
+
+def test_sixteen_bits_are_scaled_by_the_largest_value_of_the_whole_image(tmp_path: Path) -> None:
+    values = GREY.astype(np.uint16) * 10
+    values[140, 3] = 5100
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, values, photometric="minisblack", compression="zlib", rowsperstrip=20)
+    assert np.array_equal(in_parts(TiffImage(path))[..., 1], np.round(values / 20).astype(np.uint8))
+
+
+def test_a_pyramid_is_read_at_full_size_and_a_stack_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(PIXELS, photometric="rgb", subifds=1, tile=(32, 32))
+        file.write(PIXELS[::2, ::2], photometric="rgb", subfiletype=1, tile=(32, 32))
+    assert np.array_equal(in_parts(TiffImage(path)), PIXELS)
+    tifffile.imwrite(path, np.stack([PIXELS] * 4), photometric="rgb")
+    with pytest.raises(DataError, match=r"x\.tif: a stack of 4 pages"):
+        TiffImage(path)
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"x\.tif: cannot be read as a TIFF"):
+        TiffImage(path)
+    tifffile.imwrite(path, PIXELS, photometric="rgb", tile=(64, 64), compression="zlib")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3000])
+    with pytest.raises(DataError, match=r"x\.tif"):
+        in_parts(TiffImage(path))
+    tifffile.imwrite(path, np.concatenate([PIXELS, PIXELS[..., :1]], axis=2), photometric="separated")
+    with pytest.raises(DataError, match=r"x\.tif: colours are SEPARATED"):
+        TiffImage(path)
+    tifffile.imwrite(path, -PIXELS[..., 0].astype(np.int16), photometric="minisblack")
+    with pytest.raises(DataError, match="not negative"):
+        in_parts(TiffImage(path))
+
+
+def test_colour_statistics_are_those_that_networks_are_trained_with(tmp_path: Path) -> None:
+    import torch
+
+    image = ArrayImage(PIXELS)
+    mean, deviation = image.colour_statistics()
+    ours = (torch.from_numpy(PIXELS).float() - torch.from_numpy(mean)) / torch.from_numpy(deviation)
+    theirs = normalise_colours(torch.from_numpy(PIXELS).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert ArrayImage(np.full((3, 4, 3), 7, dtype=np.uint8)).colour_statistics()[1].tolist() == pytest.approx(
+        [0.255] * 3
+    )
+
+
+def test_small_images_are_opened_whole_in_any_format(tmp_path: Path) -> None:
+    write_image(PIXELS, tmp_path / "x.png")
+    assert isinstance(open_image(tmp_path / "x.png"), ArrayImage)
+    tifffile.imwrite(tmp_path / "x.tif", PIXELS, photometric="rgb", compression="zlib")
+    assert np.array_equal(in_parts(open_image(tmp_path / "x.tif")), PIXELS)
+
+
+@pytest.mark.parametrize(("largest", "kind"), [(7, np.uint16), (65535, np.uint16), (70000, np.uint32)])
+def test_label_tiffs_hold_every_label(tmp_path: Path, largest: int, kind: type) -> None:
+    labels = np.zeros((300, 520), dtype=np.int32)
+    labels[299, 519], labels[10:20, 250:260] = largest, 3
+    path = tmp_path / "x.tif"
+    path.write_bytes(encode_label_tiff(labels))
+    read = tifffile.imread(path)
+    assert read.dtype == kind
+    assert np.array_equal(read, labels)
