@@ -183,6 +183,7 @@ SEGMENTATION_COMPARISON = pa.schema(
             "B",
         ),
         _column("float32_bytes", _int, "the same weights as float32", "B"),
+        _column("file_bytes", _int, "whole files of the networks, normalisation and header included", "B"),
         _column(
             "trained_seconds",
             _real,
@@ -235,14 +236,27 @@ SEGMENTATION_CROSSBARS = pa.schema(
         _column("model", _text, "weights: float, inq-5 and so on"),
         _column("arithmetic", _text, "how products are computed: ideal, or a kind of crossbar"),
         _column("device", _text, "memory device of the crossbars", empty=True),
+        _column("technology", _text, "technology of the device", empty=True),
         _column("sigma", _real, "programming variation of the crossbars", empty=True),
         _column("cell_bits", _int, "bits of a memory cell", "bit", empty=True),
         _column("weight_bits", _int, "bits of a weight on the crossbars", "bit", empty=True),
+        _column(
+            "step", _text, "how a layer's step was chosen: by its largest weight, or by the error", empty=True
+        ),
+        _column("reference_columns", _int, "matrices written with a reference column more", empty=True),
         _column("chip", _int, "which independently programmed chip, from 0", empty=True),
+        _column("images", _int, "number of images scored"),
         *_IMAGE_SCORES,
         _column(
-            "weight_error", _real, "RMS of the weights as written less the digital ones, relative", empty=True
+            "weight_error",
+            _real,
+            "RMS of the weights as the cells hold them less the digital ones",
+            empty=True,
         ),
+        _column(
+            "level_error", _real, "the same without variation: what the cells' levels alone lose", empty=True
+        ),
+        _column("zeroed", _real, "share of the nonzero weights that the cells' levels make zero", empty=True),
         _BASIS,
     ]
 )
