@@ -1,0 +1,110 @@
+"""`nvcim segment suggest`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from nvcim.cli.console import Config, Device, Seed, out
+from nvcim.config import load_settings, parse_settings
+
+if TYPE_CHECKING:  # its room loads torch, which takes a moment
+    from nvcim.segmentation.suggestion_files import FolderSettings, FolderSuggestions
+
+
+def suggest(
+    images: Annotated[Path, typer.Argument(help="Folder of images.")],
+    annotated: Annotated[
+        str, typer.Option(help="Folder with the masks of those that are annotated, by name; '' for none yet.")
+    ],
+    k: Annotated[int | None, typer.Option("-k", min=1, help="Images to suggest; 8 by default.")] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Most uncertain images to choose among; 2 k, at least 16.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Of the networks: float, or <quantizer>-<bits>, such as inq-7.")
+    ] = None,
+    networks: Annotated[int | None, typer.Option(min=2, help="Networks to train; 5 by default.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each network.")] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="Folder of a trained ensemble to ask, instead of training one.")
+    ] = None,
+    save_models: Annotated[
+        Path | None, typer.Option(help="Folder to keep the trained ensemble in; a killed run goes on there.")
+    ] = None,
+    table: Annotated[Path, typer.Option("--out", help="Table to write, .csv or .json.")] = Path(
+        "suggestions.csv"
+    ),
+    contact_sheet: Annotated[
+        Path | None, typer.Option(help="PNG with the images and where the networks disagree on them.")
+    ] = None,
+    config: Config = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Tell which images to annotate next: those that networks disagree on and that stand for the others."""
+    from nvcim.data.images import write_image
+    from nvcim.errors import ConfigError
+    from nvcim.progress import progress
+    from nvcim.segmentation.contact_sheet import contact_sheet as draw_sheet
+    from nvcim.segmentation.suggestion_files import read_pool, suggest_in_folder, write_suggestions
+
+    given = {"k": k, "candidates": candidates, "weights": weights, "networks": networks}
+    settings = _settings(config, given, {"steps": steps, "device": device})
+    if table.suffix.lower() not in {".csv", ".json"}:
+        raise ConfigError(f"--out {table}: suggestions are written as .csv or .json")
+    pool = read_pool(images, Path(annotated) if annotated else None)
+    with progress("suggest") as update:
+        found = suggest_in_folder(
+            pool,
+            settings,
+            seed,
+            models,
+            save_models,
+            lambda what, done, total: update(done, total, what),
+        )
+    out.print(suggestion_table(found))
+    out.print(found.how, highlight=False, markup=False)
+    write_suggestions(found, table)
+    out.print(f"table: {table}", soft_wrap=True, highlight=False, markup=False)
+    if contact_sheet is not None:
+        write_image(draw_sheet(found), contact_sheet)
+        out.print(f"contact sheet: {contact_sheet}", soft_wrap=True, highlight=False, markup=False)
+
+
+def suggestion_table(found: "FolderSuggestions") -> Table:
+    """The suggested images in order; a column that the rule knows nothing of is left out."""
+    from nvcim.segmentation.suggestion_files import suggestion_rows
+
+    rows = suggestion_rows(found)
+    titles = {
+        "rank": "rank",
+        "image": "image",
+        "uncertainty": "uncertainty",
+        "represents": f"stands for, of {found.rest}",
+        "nearest_annotated": "nearest annotated",
+        "similarity": "similarity to it",
+    }
+    shown = [key for key in titles if any(row[key] is not None for row in rows)]
+    table = Table(title=f"{len(rows)} of {found.rest} images to annotate next (measured)")
+    for key in shown:
+        table.add_column(titles[key], overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row[key]) for key in shown))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _settings(config: Path | None, given: dict[str, Any], training: dict[str, Any]) -> "FolderSettings":
+    """The settings of the file with the command line's own on top."""
+    from nvcim.segmentation.suggestion_files import FolderSettings
+
+    base = load_settings(config, FolderSettings) if config else FolderSettings()
+    content = base.model_dump()
+    content.update({key: value for key, value in given.items() if value is not None})
+    content["training"].update({key: value for key, value in training.items() if value not in (None, "auto")})
+    return parse_settings(content, FolderSettings, "settings")

@@ -1,0 +1,336 @@
+"""Suggestive annotation for a person with a folder of images: which of them to annotate next.
+
+Where some images are annotated, an ensemble is trained on them (or a trained one is handed in) and asked for
+its uncertainty of the rest. Where nothing is annotated there is nothing to train on and no uncertainty: the
+images that represent the whole folder best are suggested instead, by statistics of their colour and texture.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from nvcim.compute import resolve_device
+from nvcim.config import Settings
+from nvcim.data.images import LabelledImage, PlainImage, find_images, find_masks, read_image, read_instances
+from nvcim.errors import ConfigError, DataError, ModelError
+from nvcim.quantization import quantizer_named
+from nvcim.randomness import named_seed
+from nvcim.segmentation.architectures import NetworkSettings
+from nvcim.segmentation.ensemble import MemberJob, load_members, train_members
+from nvcim.segmentation.fcn import FCNSettings
+from nvcim.segmentation.image_statistics import image_statistics
+from nvcim.segmentation.network import SegmentationNetwork
+from nvcim.segmentation.pool_scoring import ScoringSettings, score_pool, uncertainty_map
+from nvcim.segmentation.suggestive import Rule, Suggestion, SuggestionSettings, cosine_similarity, suggest
+from nvcim.segmentation.training import TrainingSettings
+from nvcim.storage import atomic_write_text
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with (what is being done, how many are done, how many in all)."""
+
+
+class FolderSettings(Settings):
+    """How a folder's next images are found."""
+
+    k: int = Field(default=8, ge=1, description="images to suggest")
+    candidates: int | None = Field(
+        default=None,
+        ge=1,
+        description="K most uncertain images that k are chosen from; None: 2 k, at least 16",
+    )
+    rule: Rule = "suggestive"
+    weights: str = Field(default="float", description="of the networks: float, inq-7 and so on")
+    networks: int = Field(default=5, ge=2, le=100)
+    network: NetworkSettings = FCNSettings()
+    training: TrainingSettings = TrainingSettings()
+    scoring: ScoringSettings = ScoringSettings()
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A folder's images, in name order, with the masks of those that have one."""
+
+    annotated: tuple[LabelledImage, ...]
+    rest: tuple[PlainImage, ...]
+
+
+@dataclass(frozen=True)
+class FolderSuggestions:
+    """What to annotate next, in order, and how it was found.
+
+    how: a sentence that names the rule. nearest: for each suggestion the annotated image most similar to it
+    and the cosine, None where none is annotated. images: pixels of the suggested images by name; heat: their
+    uncertainty maps [H, W], empty where there is no uncertainty.
+    """
+
+    how: str
+    annotated: int
+    rest: int
+    suggestions: tuple[Suggestion, ...]
+    nearest: tuple[tuple[str, float] | None, ...]
+    images: Mapping[str, NDArray[np.uint8]] = field(repr=False)
+    heat: Mapping[str, NDArray[np.float32]] = field(repr=False)
+
+
+def read_pool(images: Path, masks: Path | None) -> Pool:
+    """Read a folder of images and the masks of some of them, paired by name; None: no mask yet.
+
+    Raises:
+        DataError: no image, no mask in `masks`, a mask without an image or of another size, or a file that
+            cannot be read.
+    """
+    files = find_images(images)
+    labels = find_masks(masks) if masks is not None else {}
+    unknown = sorted(set(labels) - set(files))
+    if unknown:
+        raise DataError(
+            f"{labels[unknown[0]]}: no image of that name in {images} ({len(unknown)} mask(s) without an image)"
+        )
+    annotated: list[LabelledImage] = []
+    rest: list[PlainImage] = []
+    for name, file in files.items():
+        pixels = read_image(file)
+        if name not in labels:
+            rest.append(PlainImage(name, pixels))
+            continue
+        instances = read_instances(labels[name])
+        if pixels.shape[:2] != instances.shape:
+            (height, width), (mask_height, mask_width) = pixels.shape[:2], instances.shape
+            raise DataError(
+                f"{labels[name]}: mask of {mask_width}x{mask_height} pixels, "
+                f"but its image {file} has {width}x{height}"
+            )
+        annotated.append(LabelledImage(name, pixels, instances))
+    return Pool(tuple(annotated), tuple(rest))
+
+
+def suggest_in_folder(
+    pool: Pool,
+    settings: FolderSettings | None = None,
+    seed: int = 0,
+    models: Path | None = None,
+    save_models: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> FolderSuggestions:
+    """Find the `settings.k` images of `pool.rest` to annotate next.
+
+    `models` is the folder of a trained ensemble to ask instead of training one; `save_models` keeps the one
+    that is trained (and a killed training goes on there).
+
+    Raises:
+        DataError: every image is annotated, fewer than k are not, or images that cannot be trained on.
+        ModelError: no ensemble in `models`, or another one in `save_models`.
+        ConfigError: settings that do not fit each other, or an unknown quantizer or device.
+    """
+    settings = settings or FolderSettings()
+    choice = _choice(settings)
+    quantizer_named(settings.weights)
+    if not pool.rest:
+        raise DataError(f"all {len(pool.annotated)} images are annotated already; none is left to suggest")
+    if settings.k > len(pool.rest):
+        raise DataError(
+            f"k = {settings.k} images cannot be suggested; {len(pool.rest)} are not annotated yet"
+        )
+    report = on_progress or (lambda what, done, total: None)
+    if settings.rule == "random":
+        return _result(pool, suggest(_names(pool), None, None, choice, seed), _how_random(settings))
+    if models is None and not pool.annotated:
+        return _suggest_cold(pool, choice, report)
+    if models is not None:
+        networks = load_ensemble(models)
+        origin = f"the {len(networks)} networks of {models}"
+    else:
+        networks = _train(pool, settings, seed, save_models, report)
+        origin = (
+            f"{settings.networks} networks ({settings.weights} weights) trained on "
+            f"{len(pool.annotated)} annotated image{'s' if len(pool.annotated) > 1 else ''}"
+        )
+    device = resolve_device(settings.training.device)
+    return _suggest_warm(pool, [network.to(device) for network in networks], choice, settings, origin, report)
+
+
+def load_ensemble(folder: Path) -> list[SegmentationNetwork]:
+    """Return the networks in `folder/member-*`, else in every folder of `folder` that holds one.
+
+    Raises:
+        ModelError: fewer than two networks, or one that cannot be loaded.
+    """
+    found = sorted(path.parent for path in folder.glob("member-*/fcn.json"))
+    found = found or sorted(path.parent for path in folder.glob("*/fcn.json"))
+    if len(found) < 2:
+        raise ModelError(
+            f"{folder}: an ensemble needs at least 2 trained networks in folders member-0, member-1, ...; "
+            f"found {len(found)}"
+        )
+    return load_members(found)
+
+
+def write_suggestions(found: FolderSuggestions, path: Path) -> None:
+    """Write the suggestions as a table (.csv) or with how they were found (.json), one entry per image.
+
+    Raises:
+        ConfigError: another ending.
+        RunError: the file cannot be written.
+    """
+    rows = suggestion_rows(found)
+    if path.suffix.lower() == ".csv":
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        atomic_write_text(path, buffer.getvalue())
+    elif path.suffix.lower() == ".json":
+        content = {"how": found.how, "annotated": found.annotated, "not_annotated": found.rest}
+        atomic_write_text(path, json.dumps({**content, "suggestions": rows}, indent=2) + "\n")
+    else:
+        raise ConfigError(f"{path}: suggestions are written as .csv or .json")
+
+
+def suggestion_rows(found: FolderSuggestions) -> list[dict[str, Any]]:
+    """One row per suggested image; None where the rule that was used knows no such value."""
+    return [
+        {
+            "rank": rank,
+            "image": suggestion.name,
+            "uncertainty": suggestion.uncertainty,
+            "gain": suggestion.gain,
+            "represents": suggestion.represents,
+            "nearest_annotated": nearest[0] if nearest else None,
+            "similarity": nearest[1] if nearest else None,
+        }
+        for rank, (suggestion, nearest) in enumerate(
+            zip(found.suggestions, found.nearest, strict=True), start=1
+        )
+    ]
+
+
+def _choice(settings: FolderSettings) -> SuggestionSettings:
+    candidates = settings.candidates or max(16, 2 * settings.k)
+    if settings.rule == "suggestive" and settings.k > candidates:
+        raise ConfigError(f"k = {settings.k} images cannot be chosen among candidates = {candidates}")
+    return SuggestionSettings(rule=settings.rule, k=settings.k, candidates=candidates)
+
+
+def _names(pool: Pool) -> list[str]:
+    return [image.name for image in pool.rest]
+
+
+def _train(
+    pool: Pool, settings: FolderSettings, seed: int, save_models: Path | None, report: OnProgress
+) -> list[SegmentationNetwork]:
+    """Train the ensemble, float first where it is quantized, and return it."""
+    with tempfile.TemporaryDirectory(prefix="nvcim-suggest-") as temporary:
+        folder = save_models or Path(temporary)
+        quantized = settings.weights != "float"
+        floats = [
+            MemberJob(
+                network=settings.network,
+                training=settings.training,
+                out=folder / f"{'float' if quantized else 'member'}-{index}",
+                seed=named_seed(seed, "segmentation", "suggestive network", index),
+            )
+            for index in range(settings.networks)
+        ]
+        jobs = list(floats)
+        if quantized:
+            jobs += [
+                dataclasses.replace(
+                    job, out=folder / f"member-{index}", quantizer=settings.weights, start=job.out
+                )
+                for index, job in enumerate(floats)
+            ]
+        for done, job in enumerate(jobs):
+            report("networks trained", done, len(jobs))
+            train_members([job], pool.annotated)
+        report("networks trained", len(jobs), len(jobs))
+        return load_members([job.out for job in jobs[-settings.networks :]])
+
+
+def _suggest_warm(
+    pool: Pool,
+    networks: Sequence[SegmentationNetwork],
+    choice: SuggestionSettings,
+    settings: FolderSettings,
+    origin: str,
+    report: OnProgress,
+) -> FolderSuggestions:
+    """Suggest by what an ensemble says."""
+    total = len(pool.rest) + len(pool.annotated)
+    scores = score_pool(
+        networks, pool.rest, settings.scoring, lambda done, _: report("images looked at", done, total)
+    )
+    suggestions = suggest(_names(pool), scores.uncertainty, scores.descriptors, choice)
+    known = None
+    if pool.annotated:
+        before = len(pool.rest)
+        known = score_pool(
+            networks,
+            pool.annotated,
+            settings.scoring,
+            lambda done, _: report("images looked at", before + done, total),
+        ).descriptors
+    if choice.rule == "uncertainty":
+        how = f"Uncertainty: the {choice.k} most uncertain images"
+    else:
+        among = min(choice.candidates, len(pool.rest))
+        how = (
+            f"Suggestive annotation: of the {among} most uncertain images, the {choice.k} that represent "
+            f"the {len(pool.rest)} not annotated best"
+        )
+    how += f"; uncertainty is the disagreement of {origin}."
+    heat = {
+        image.name: uncertainty_map(networks, image.pixels, settings.scoring)
+        for image in pool.rest
+        if image.name in {suggestion.name for suggestion in suggestions}
+    }
+    return _result(pool, suggestions, how, scores.descriptors, known, heat)
+
+
+def _suggest_cold(pool: Pool, choice: SuggestionSettings, report: OnProgress) -> FolderSuggestions:
+    """Suggest where nothing is annotated: representatives of all images by colour and texture."""
+    descriptors = image_statistics(pool.rest, lambda done, total: report("images looked at", done, total))
+    suggestions = suggest(_names(pool), None, descriptors, choice)
+    how = (
+        "Nothing is annotated yet, so no network is trained and there is no uncertainty: the "
+        f"{choice.k} images that represent all {len(pool.rest)} best, by colour and texture statistics."
+    )
+    return _result(pool, suggestions, how, descriptors)
+
+
+def _how_random(settings: FolderSettings) -> str:
+    return f"Random: {settings.k} images drawn by the seed; no network was asked."
+
+
+def _result(
+    pool: Pool,
+    suggestions: Sequence[Suggestion],
+    how: str,
+    descriptors: Tensor | None = None,
+    known: Tensor | None = None,
+    heat: Mapping[str, NDArray[np.float32]] | None = None,
+) -> FolderSuggestions:
+    nearest: list[tuple[str, float] | None] = [None] * len(suggestions)
+    if descriptors is not None and known is not None:
+        places = {image.name: place for place, image in enumerate(pool.rest)}
+        rows = torch.stack([descriptors[places[suggestion.name]] for suggestion in suggestions])
+        values, indices = cosine_similarity(rows, known).max(dim=1)
+        nearest = [
+            (pool.annotated[index].name, value)
+            for value, index in zip(values.tolist(), indices.tolist(), strict=True)
+        ]
+    wanted = {suggestion.name for suggestion in suggestions}
+    images = {image.name: image.pixels for image in pool.rest if image.name in wanted}
+    counts = (len(pool.annotated), len(pool.rest))
+    return FolderSuggestions(how, *counts, tuple(suggestions), tuple(nearest), images, heat or {})
