@@ -6,8 +6,14 @@ import pytest
 from nvcim.data.images import read_instances, write_image, write_image_set, write_instances
 from nvcim.data.tissue import TissueSettings, generate_tissue
 from nvcim.errors import DataError
-from nvcim.quantization import quantizer_named
-from nvcim.segmentation import FCNSettings, TrainingSettings, predict_files, score_folders, train_on_folder
+from nvcim.segmentation import (
+    FCNSettings,
+    TrainingSettings,
+    load_fcn,
+    predict_files,
+    score_folders,
+    train_on_folder,
+)
 
 NETWORK = FCNSettings(width=4, depth=2, descriptor_dim=12, fused_width=8)
 QUICK = TrainingSettings(steps=2, batch=2, crop=32, device="cpu")
@@ -21,10 +27,10 @@ def tissue(tmp_path: Path) -> Path:
 
 
 def test_train_predict_score_on_folders(tissue: Path, tmp_path: Path) -> None:
-    model, log = train_on_folder(tissue, tmp_path / "model", NETWORK, QUICK, quantizer_named("inq-5"))
-    assert log.weights == "inq-5"
-    assert len(log.losses) == 3  # two float steps and half as many quantized
-    assert model.quantizer is not None
+    logs = train_on_folder(tissue, tmp_path / "model", NETWORK, QUICK, "inq-5")
+    assert [log.weights for log in logs] == ["float", "inq-5"]
+    assert [len(log.losses) for log in logs] == [2, 1]  # half as many quantized
+    assert load_fcn(tmp_path / "model").quantizer is not None
     images = sorted(p for p in tissue.glob("*.png") if not p.stem.endswith("_anno"))
     results = predict_files(tmp_path / "model", images, tmp_path / "out", device="cpu")
     assert [r.image for r in results] == images

@@ -12,29 +12,47 @@ from nvcim.config import load_settings
 def train(
     images: Annotated[Path, typer.Argument(help="Labelled image set: images/ and labels/, or GlaS's names.")],
     model: Annotated[Path, typer.Option("--out", help="Folder that the trained model is saved to.")],
-    weights: Annotated[str, typer.Option(help="float, or <quantizer>-<bits>, for example inq-5.")] = "float",
+    weights: Annotated[
+        str, typer.Option(help="float, twn, ttq, or <quantizer>-<bits>, for example inq-5.")
+    ] = "float",
+    network: Annotated[str, typer.Option(help="fcn (compact), unet, or paper (the paper's size).")] = "fcn",
+    networks: Annotated[
+        int, typer.Option(min=1, help="Train that many, each on its own resample, to member-0, member-1, ...")
+    ] = 1,
+    validation: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Share of images that decides when a training is best.")
+    ] = 0.0,
     config: Config = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Train on that many images of the set.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from what --out holds.")] = False,
     seed: Seed = 0,
 ) -> None:
-    """Train an FCN on labelled images; --config takes the training settings."""
+    """Train a network, or several, on labelled images; --config takes the training settings."""
     from nvcim.progress import progress
-    from nvcim.quantization import quantizer_named
     from nvcim.segmentation import TrainingSettings, train_on_folder
+    from nvcim.segmentation.training_files import network_called
 
     settings = load_settings(config, TrainingSettings) if config else TrainingSettings()
-    quantizer = quantizer_named(weights)
+    chosen = network_called(network)
     with progress("training") as update:
-        _, log = train_on_folder(
+        logs = train_on_folder(
             images,
             model,
-            settings=settings,
-            quantizer=quantizer,
-            limit=limit,
-            seed=seed,
-            on_step=lambda done, total, loss: update(done, total, f"loss {loss:.3f}"),
+            chosen,
+            settings,
+            weights,
+            limit,
+            seed,
+            lambda done, total, loss: update(done, total, f"loss {loss:.3f}"),
+            networks=networks,
+            validation=validation,
+            resume=resume,
         )
-    tail = log.losses[-10:]
-    out.print(
-        f"{log.weights} weights: mean loss of the last steps {sum(tail) / len(tail):.3f}, saved to {model}"
-    )
+    for log in logs:
+        tail = log.losses[-10:]
+        best = f", lowest validation loss {min(x for _, x in log.validations):.3f}" if log.validations else ""
+        out.print(
+            f"{log.weights} weights: mean loss of the last steps {sum(tail) / len(tail):.3f}{best}, "
+            f"{len(log.losses)} steps in {log.seconds:.0f} s"
+        )
+    out.print(f"saved to {model}" if networks == 1 else f"{networks} networks saved to {model}/member-*")

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvcim.data.images import LabelledImage
-from nvcim.errors import ModelError
+from nvcim.errors import ConfigError, ModelError
 from nvcim.quantization import quantizer_named
 from nvcim.randomness import named_seed
 from nvcim.segmentation.architectures import NetworkSettings, make_network
 from nvcim.segmentation.model_files import load_fcn, save_fcn
 from nvcim.segmentation.network import SegmentationNetwork
-from nvcim.segmentation.training import TrainingLog, TrainingSettings, train
+from nvcim.segmentation.training import OnStep, TrainingLog, TrainingSettings, train
 from nvcim.storage import atomic_write_text
 
 _LOG = "training.json"
@@ -35,7 +35,8 @@ class MemberJob:
     `bootstrap` trains on a resample with replacement of the images, drawn by `seed`; else on all of them.
     `start` is the folder of a trained float network to go on from (a quantized member's float twin; give it
     the same seed, so that both see the same resample); None starts from random weights. `training.steps` are
-    this job's own steps, whatever its start.
+    this job's own steps, whatever its start. `validation` (0 to below 1) is the share of the images, drawn by
+    `seed`, that is kept out of training and decides when it is best, as `train` says.
     """
 
     network: NetworkSettings
@@ -45,6 +46,7 @@ class MemberJob:
     quantizer: str = "float"
     bootstrap: bool = True
     start: Path | None = None
+    validation: float = 0.0
 
 
 TrainMembers = Callable[[Sequence[MemberJob], Sequence[LabelledImage]], list[TrainingLog]]
@@ -60,7 +62,28 @@ def bootstrap(count: int, seed: int) -> NDArray[np.int64]:
     return generator.integers(0, count, count, dtype=np.int64)
 
 
-def train_member(job: MemberJob, images: Sequence[LabelledImage]) -> TrainingLog:
+def hold_back(count: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split indices 0..count-1 by `seed` into those to train on and those to validate on, both ascending.
+
+    The second are `share` of all, rounded, at least one where the share is above 0 and never all.
+
+    Raises:
+        ConfigError: a share outside 0 to below 1, or of fewer than two images.
+    """
+    if not 0.0 <= share < 1.0:
+        raise ConfigError(f"validation: the share must be from 0 to below 1, given {share}")
+    if share == 0.0:
+        return np.arange(count), np.arange(0)
+    if count < 2:
+        raise ConfigError("validation: needs two images, one to train on and one to validate on")
+    held = min(max(round(share * count), 1), count - 1)
+    order = np.random.default_rng(named_seed(seed, "segmentation", "validation")).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def train_member(
+    job: MemberJob, images: Sequence[LabelledImage], on_step: OnStep | None = None
+) -> TrainingLog:
     """Train a job's network, save it to `job.out`, and return its log.
 
     The folder is complete once its log is there, which is written last: a job that is complete returns what
@@ -75,13 +98,24 @@ def train_member(job: MemberJob, images: Sequence[LabelledImage]) -> TrainingLog
     log = _finished(job.out, identity)
     if log is not None:
         return log
-    chosen = [images[i] for i in bootstrap(len(images), job.seed)] if job.bootstrap else list(images)
+    training, validation = hold_back(len(images), job.validation, job.seed)
+    if job.bootstrap:
+        training = training[bootstrap(len(training), job.seed)]
     model = _start(job)
     seed = named_seed(job.seed, "segmentation", "member", job.quantizer)
     checkpoint = job.out / _CHECKPOINT
     quantizer = quantizer_named(job.quantizer)
     job.out.mkdir(parents=True, exist_ok=True)
-    log = train(model, chosen, job.training, seed, quantizer, checkpoint=checkpoint)
+    log = train(
+        model,
+        [images[i] for i in training],
+        job.training,
+        seed,
+        quantizer,
+        on_step,
+        validation=[images[i] for i in validation],
+        checkpoint=checkpoint,
+    )
     save_fcn(model.to("cpu"), job.out)
     content = {"job": identity, **dataclasses.asdict(log)}
     atomic_write_text(job.out / _LOG, json.dumps(content) + "\n")
@@ -107,6 +141,12 @@ def load_members(folders: Sequence[Path]) -> list[SegmentationNetwork]:
     return [load_fcn(folder) for folder in folders]
 
 
+def forget_member(folder: Path) -> None:
+    """Take back that a folder's training is complete or under way, so that `train_member` begins anew."""
+    for name in (_LOG, _CHECKPOINT):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _start(job: MemberJob) -> SegmentationNetwork:
     """The network a job begins with.
 
@@ -128,7 +168,8 @@ def _start(job: MemberJob) -> SegmentationNetwork:
 def _identity(job: MemberJob, images: Sequence[LabelledImage]) -> str:
     """A fingerprint of the job and its images, but not of its start, which may be gone when it is done."""
     parts = (job.network.model_dump_json(), job.training.model_dump_json(), job.seed, job.quantizer)
-    digest = hashlib.sha256("\x1f".join(str(p) for p in (*parts, job.bootstrap, job.start is None)).encode())
+    more = (job.bootstrap, job.start is None, job.validation)
+    digest = hashlib.sha256("\x1f".join(str(part) for part in (*parts, *more)).encode())
     for image in images:
         digest.update(image.name.encode() + b"\x1f")
         digest.update(np.ascontiguousarray(image.pixels).data)

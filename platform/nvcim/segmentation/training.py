@@ -54,6 +54,12 @@ class TrainingSettings(Settings):
     size_bias: float = Field(
         default=0.0, ge=0.0, le=1.0, description="images are drawn by area^size_bias; 0: all alike"
     )
+    kind_balance: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="coloured and grey images are drawn by count^(1 - kind_balance); 1: as often",
+    )
     object_centred: float = Field(default=0.0, ge=0.0, le=1.0, description="crops drawn around an object")
     augmentation: AugmentationSettings = AugmentationSettings()
     mixed_precision: bool = Field(
@@ -168,8 +174,7 @@ class _Run:
         self.validation = _prepare(model, validation)
         maps = [image.classes for image in self.images]
         self.weights = class_weights(settings.class_weights, maps, model.settings.classes).to(self.device)
-        areas = torch.tensor([float(image.classes.numel()) for image in self.images])
-        self.chances = areas.pow(settings.size_bias)
+        self.chances = _chances(self.images, settings)
         self.generator = named_generator(seed, "segmentation", "crops")
         self.half = settings.mixed_precision and self.device.type == "cuda"
         self.progress = _Progress()
@@ -327,6 +332,16 @@ def _prepare(model: SegmentationNetwork, images: Sequence[LabelledImage]) -> lis
         if id(image) not in prepared:
             prepared[id(image)] = prepare_image(image, classes, width)
     return [prepared[id(image)] for image in images]
+
+
+def _chances(images: Sequence[PreparedImage], settings: TrainingSettings) -> Tensor:
+    """How often each image is drawn, up to a common factor, [images]."""
+    areas = torch.tensor([float(image.classes.numel()) for image in images])
+    chances = areas.pow(settings.size_bias)
+    coloured = torch.tensor([image.coloured for image in images])
+    for kind in (coloured, ~coloured):
+        chances[kind] /= max(int(kind.sum()), 1) ** settings.kind_balance
+    return chances
 
 
 def _steps_per_stage(steps: int, trains: Sequence[bool]) -> list[int]:
