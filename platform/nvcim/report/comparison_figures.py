@@ -134,7 +134,7 @@ def _sweep(rows: Sequence[Row], column: str, device: str, where_from: str) -> Fi
             y=[*upper, *reversed(lower)],
             mode="lines",
             fill="toself",
-            fillcolor=_faint(colour[method]),
+            fillcolor=faint(colour[method]),
             line={"width": 0},
             hoverinfo="skip",
             showlegend=False,
@@ -279,7 +279,7 @@ def _range(numbers: Sequence[float]) -> str:
     return f"{numbers[0]:g}" if len(numbers) == 1 else f"{numbers[0]:g} to {numbers[-1]:g}"
 
 
-def _faint(colour: str) -> str:
+def faint(colour: str) -> str:
     """A hexadecimal colour as a faint one for plotly."""
     red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
     return f"rgba({red},{green},{blue},{BAND_OPACITY})"

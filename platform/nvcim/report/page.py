@@ -25,6 +25,14 @@ from nvcim.report.figures import (
 from nvcim.report.groups import Row, mean, spread, values
 from nvcim.report.retrieval_figures import retrieval_figures
 from nvcim.report.retrieval_tables import retrieval_tables
+from nvcim.report.segmentation_figures import crossbar_figures, overlay_captions, score_figures
+from nvcim.report.segmentation_tables import (
+    crossbar_tables_of,
+    score_tables,
+    split_tables,
+    task_tables,
+    verdict_tables,
+)
 from nvcim.report.style import WIDE
 from nvcim.storage import RunFolder, atomic_write_text
 
@@ -96,6 +104,43 @@ _SECTIONS = (
         point_tables,
     ),
     _Section(
+        "segmentation_scores",
+        "Segmentation: quantizers, suggestive annotation and ensembles",
+        "Networks trained on the whole pool, on what suggestive annotation asked for (SA: by float networks, QSA: "
+        "by quantized ones), and on each round's images; scored on held-back images with the GlaS contest's object "
+        "metrics.",
+        score_figures,
+        ("part", "rule", "suggestive", "quantizer", "networks", "round"),
+        ("object_f1", "object_dice", "object_hausdorff", "pixel_dice", "aji", "pq", "trained_seconds"),
+        lambda run: [*verdict_tables(run), *score_tables(run), *split_tables(run), *task_tables(run)],
+    ),
+    _Section(
+        "segmentation_images",
+        "Best and worst images",
+        "The held-back images with the highest and the lowest object Dice of the float network, and what quantized "
+        "networks found in them.",
+        lambda rows: [],
+        ("part", "rule", "suggestive", "quantizer", "networks", "round"),
+        ("object_f1", "object_dice", "object_hausdorff"),
+    ),
+    _Section(
+        "segmentation_rounds",
+        "What was suggested",
+        "Images whose labels were asked for, round by round; round 0 is the start set.",
+        lambda rows: [],
+        ("rule", "suggestive", "round"),
+        ("annotated", "uncertainty"),
+    ),
+    _Section(
+        "segmentation_crossbars",
+        "Segmentation networks on crossbars",
+        "The whole pool's networks, their convolutions written to simulated memory cells.",
+        crossbar_figures,
+        ("model", "arithmetic", "device", "sigma", "weight_bits", "step"),
+        ("object_f1", "object_dice", "object_hausdorff", "weight_error", "zeroed"),
+        crossbar_tables_of,
+    ),
+    _Section(
         "fleet_scores",
         "Fleet: what prompts are worth on each device",
         "Every node holds one user and a prompt memory on a simulated crossbar. Methods differ in the prompt "
@@ -164,7 +209,7 @@ def write_report(run: RunFolder | Path) -> Path:
         record=folder.record,
         plotly=get_plotlyjs(),
         sections=sections,
-        overlays=_overlays(folder),
+        overlays={"segmentation": _overlays(folder), "segmentation_images": _compared(folder)},
         written=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     path = folder.path / "report.html"
@@ -230,6 +275,23 @@ def _overlays(folder: RunFolder) -> list[dict[str, str]]:
             "source": "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii"),
         }
         for file in sorted((folder.path / "figures").glob("segmentation*.png"))
+    ]
+
+
+def _compared(folder: RunFolder) -> list[dict[str, str]]:
+    """A comparison's best and worst images as data URLs with their captions."""
+    files = {file.stem: file for file in sorted((folder.path / "figures").glob("compared-*.png"))}
+    if not files or "segmentation_images" not in folder.tables():
+        return []
+    best = sum(name.startswith("compared-best") for name in files)
+    captions = overlay_captions(folder.read_table("segmentation_images").to_pylist(), best)
+    return [
+        {
+            "caption": caption,
+            "source": "data:image/png;base64," + base64.b64encode(files[name].read_bytes()).decode("ascii"),
+        }
+        for name, caption in captions.items()
+        if name in files
     ]
 
 

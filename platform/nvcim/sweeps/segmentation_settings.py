@@ -260,9 +260,14 @@ class Point:
     @property
     def folder(self) -> str:
         """Where its networks are, relative to the run's `networks/`; also its name in the ledger."""
-        who = "start" if len(self.strategies) > 1 or self.round == 0 else self.strategies[0].label
-        place = "" if self.round is None or self.round == 0 else f"-round{self.round}"
-        return f"{self.part}-{self.repeat}-{who}{place}-{self.quantizer}"
+        return self.folder_of(self.part, self.repeat, self.strategies[0].label, self.round, self.quantizer)
+
+    @staticmethod
+    def folder_of(part: str, repeat: int, strategy: str, round_number: int | None, quantizer: str) -> str:
+        """The folder of a point with these; all strategies share the start set's, round 0."""
+        who = "start" if round_number == 0 else strategy
+        place = f"-round{round_number}" if round_number else ""
+        return f"{part}-{repeat}-{who}{place}-{quantizer}"
 
     def twin(self) -> "Point":
         """The float point that a quantized one starts from."""

@@ -1,0 +1,237 @@
+"""Figures of a segmentation comparison: quantizers, annotation budget, memory against score, crossbars, overlays."""
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from nvcim.report.comparison_figures import faint
+from nvcim.report.figures import Figure
+from nvcim.report.groups import Row, basis_of, distinct, mean, spread, values, where
+from nvcim.report.segmentation_tables import STRATEGY_ORDER, in_quantizer_order
+from nvcim.report.style import WIDE, colours, markers, styled
+from nvcim.sweeps.segmentation_overlays import figure_name, panel_weights
+from nvcim.sweeps.segmentation_settings import BUDGET, EVERYTHING, FLOAT, FULL, GRID
+from nvcim.sweeps.segmentation_statistics import MEASURES, extremes, strategy_of
+
+_WHOLE = "whole pool"
+
+
+def score_figures(rows: Sequence[Row]) -> list[Figure]:
+    """Bars by quantizer, budget curves, memory against score; rows of `segmentation_scores`."""
+    made = []
+    for column, measure in MEASURES.items():
+        grid = where(rows, part=GRID)
+        if grid:
+            made.append(_quantizer_bars(grid, column, measure))
+        curve = where(rows, part=BUDGET)
+        if len({row["annotated"] for row in curve}) > 1:
+            made.append(_budget_curve(curve, column, measure))
+    for part, title in ((FULL, "trained on the whole pool"), (GRID, "trained on QSA's images")):
+        own = [row for row in where(rows, part=part) if part == FULL or strategy_of(row) == "QSA"]
+        if own:
+            made.append(_memory_scatter(own, title))
+    return made
+
+
+def crossbar_figures(rows: Sequence[Row]) -> list[Figure]:
+    """Score against variation and against bits; rows of `segmentation_crossbars`."""
+    on = [row for row in rows if row["arithmetic"] != "ideal"]
+    ideal = {
+        model: mean(
+            values(
+                [row for row in rows if row["arithmetic"] == "ideal" and row["model"] == model], "object_dice"
+            )
+        )
+        for model in distinct(rows, "model")
+    }
+    made = []
+    for step in distinct(on, "step"):
+        of_step = where(on, step=step)
+        # The bits that most points have are those of the line along sigma; the other line is along the bits.
+        bits = [row["weight_bits"] for row in of_step]
+        usual = max(set(bits), key=lambda value: (bits.count(value), value))
+        along_sigma = where(of_step, weight_bits=usual)
+        if len(distinct(along_sigma, "sigma")) > 1:
+            for device in distinct(along_sigma, "device"):
+                own = where(along_sigma, device=device)
+                made.append(_crossbar_lines(own, "sigma", f"{device}, {usual} bits, step: {step}", ideal))
+        if len(set(bits)) > 1:
+            points = [(row["device"], row["sigma"]) for row in of_step if row["weight_bits"] != usual]
+            device, sigma = max(set(points), key=points.count)
+            own = where(of_step, device=device, sigma=sigma)
+            made.append(
+                _crossbar_lines(own, "weight_bits", f"{device}, sigma {sigma:g}, step: {step}", ideal)
+            )
+    return made
+
+
+def overlay_captions(image_rows: Sequence[Row], count: int) -> dict[str, str]:
+    """A caption for each overlay by its figure's name; rows of `segmentation_images`."""
+    captions = {}
+    for extreme in extremes(image_rows, count):
+        weights = panel_weights(extreme)
+        dice = ", ".join(f"{name} (object Dice {extreme.dice[name]:.3f})" for name in weights)
+        who = _WHOLE if extreme.strategy == EVERYTHING else extreme.strategy
+        networks = "1 network" if extreme.networks == 1 else f"{extreme.networks} networks"
+        captions[figure_name(extreme)] = (
+            f"{extreme.kind} {extreme.place + 1}: {extreme.image[:16]}, {who}, {networks}, seed {extreme.repeat}. "
+            f"Left to right: truth, {dice}. Blue: truth's outlines; red: found."
+        )
+    return captions
+
+
+def _quantizer_bars(rows: Sequence[Row], column: str, measure: str) -> Figure:
+    """A bar per quantizer for each strategy and number of networks, with the spread over seeds."""
+    plot = go.Figure()
+    quantizers = in_quantizer_order(row["quantizer"] for row in rows)
+    groups = sorted(
+        {(row["networks"], strategy_of(row)) for row in rows}, key=lambda pair: (pair[0], pair[1])
+    )
+    names = {pair: f"{pair[1]}, {pair[0]} network{'s' * (pair[0] > 1)}" for pair in groups}
+    colour = colours(names.values())
+    for networks, strategy in groups:
+        own = [row for row in rows if row["networks"] == networks and strategy_of(row) == strategy]
+        scores = [values(where(own, quantizer=name), column) for name in quantizers]
+        name = names[networks, strategy]
+        plot.add_bar(
+            x=quantizers,
+            y=[mean(found) for found in scores],
+            error_y={"type": "data", "array": [spread(found) for found in scores]},
+            marker={"color": colour[name], "pattern": {"shape": "/" if strategy == "SA" else ""}},
+            name=name,
+        )
+    means = {name: mean(values(where(rows, quantizer=name), column)) or 0.0 for name in quantizers}
+    best = max(means, key=lambda name: means[name])
+    title = f"{measure}: {best} has the highest mean, {means[best]:.3f}"
+    if FLOAT in means and best != FLOAT:
+        title += f" (float {means[FLOAT]:.3f})"
+    styled(
+        plot, title, "weights of the segmentation networks", f"{measure}, 0..1 (higher is better)", height=460
+    )
+    plot.update_layout(meta=WIDE, bargap=0.2)
+    note = "Bars: mean over seeds, pooled over each seed's held-back images; whiskers: standard deviation over seeds."
+    return Figure(plot, basis_of(rows), note)
+
+
+def _budget_curve(rows: Sequence[Row], column: str, measure: str) -> Figure:
+    """Score against annotated images: a line per strategy, a band of one standard deviation over seeds."""
+    plot = go.Figure()
+    present = [
+        name for name in STRATEGY_ORDER if name != EVERYTHING and name in {strategy_of(row) for row in rows}
+    ]
+    colour, marker = colours(STRATEGY_ORDER), markers(STRATEGY_ORDER)
+    ends = []
+    for strategy in present:
+        own = [row for row in rows if strategy_of(row) == strategy]
+        x = sorted({row["annotated"] for row in own})
+        groups = [values(where(own, annotated=count), column) for count in x]
+        middle = [mean(found) or 0.0 for found in groups]
+        upper = [m + spread(found) for m, found in zip(middle, groups, strict=True)]
+        lower = [m - spread(found) for m, found in zip(middle, groups, strict=True)]
+        plot.add_scatter(
+            x=[*x, *reversed(x)],
+            y=[*upper, *reversed(lower)],
+            mode="lines",
+            fill="toself",
+            fillcolor=faint(colour[strategy]),
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        plot.add_scatter(
+            x=x,
+            y=middle,
+            mode="lines+markers",
+            line={"color": colour[strategy]},
+            marker={"symbol": marker[strategy], "size": 9},
+            name=strategy,
+        )
+        ends.append(f"{strategy} {middle[-1]:.3f}")
+    whole = values([row for row in rows if strategy_of(row) == EVERYTHING], column)
+    if whole:
+        level = mean(whole) or 0.0
+        plot.add_hline(y=level, line={"color": "#555", "dash": "dash"})
+        plot.add_scatter(
+            x=[None], y=[None], mode="lines", line={"color": "#555", "dash": "dash"}, name=_WHOLE
+        )
+        ends.append(f"{_WHOLE} {level:.3f}")
+    title = f"{measure} at the final budget: {', '.join(ends)}"
+    styled(plot, title, "annotated images", f"{measure}, 0..1 (higher is better)")
+    note = (
+        "One float network trained on each round's images. Bands: one standard deviation over seeds to either side of "
+        "the mean; all strategies share a seed's start set."
+    )
+    return Figure(plot, basis_of(rows), note)
+
+
+def _memory_scatter(rows: Sequence[Row], about: str) -> Figure:
+    """Object Dice against the weights' bytes on disk, a mark per quantizer and number of networks."""
+    plot = go.Figure()
+    quantizers = in_quantizer_order(row["quantizer"] for row in rows)
+    colour = colours(quantizers)
+    counts = sorted(distinct(rows, "networks"))
+    marker = markers(f"{count:03d}" for count in counts)
+    for name in quantizers:
+        own = where(rows, quantizer=name)
+        groups = [where(own, networks=count) for count in counts]
+        plot.add_scatter(
+            x=[(mean(values(group, "weight_bytes")) or 0.0) / 1024 for group in groups],
+            y=[mean(values(group, "object_dice")) for group in groups],
+            error_y={"type": "data", "array": [spread(values(group, "object_dice")) for group in groups]},
+            mode="markers",
+            marker={
+                "color": colour[name],
+                "symbol": [marker[f"{count:03d}"] for count in counts],
+                "size": 11,
+            },
+            name=name,
+        )
+    sizes = {
+        name: mean(values(where(rows, quantizer=name, networks=counts[0]), "weight_bytes")) or 0.0
+        for name in quantizers
+    }
+    small = min(sizes, key=lambda name: sizes[name])
+    title = f"Networks {about}: {small} is smallest, {sizes[small] / 1024:.0f} KiB a network"
+    if FLOAT in sizes and small != FLOAT:
+        title += f", {sizes[FLOAT] / sizes[small]:.1f} times less than float"
+    styled(plot, title, "weights on disk, KiB (logarithmic)", "object Dice, 0..1 (higher is better)")
+    plot.update_xaxes(type="log")
+    shapes = ", ".join(f"{marker[f'{count:03d}']} {count}" for count in counts)
+    note = (
+        f"Bytes are read off the files. Whiskers: standard deviation over seeds. Networks by shape: {shapes}."
+    )
+    return Figure(plot, basis_of(rows), note)
+
+
+_CROSSBAR_AXES = {
+    "sigma": "global programming variation sigma, relative",
+    "weight_bits": "bits of a weight on the crossbars",
+}
+
+
+def _crossbar_lines(
+    rows: Sequence[Row], column: str, where_from: str, ideal: dict[str, float | None]
+) -> Figure:
+    """Object Dice along one axis of the crossbars, a line per weights."""
+    plot = go.Figure()
+    models = in_quantizer_order(row["model"] for row in rows)
+    colour, marker = colours(models), markers(models)
+    ends = []
+    for model in models:
+        own = where(rows, model=model)
+        x = sorted(distinct(own, column))
+        groups = [values(where(own, **{column: value}), "object_dice") for value in x]
+        plot.add_scatter(
+            x=x,
+            y=[mean(found) for found in groups],
+            error_y={"type": "data", "array": [spread(found) for found in groups]},
+            mode="lines+markers",
+            line={"color": colour[model]},
+            marker={"symbol": marker[model], "size": 9},
+            name=f"{model} (ideal {ideal[model] or 0.0:.3f})",
+        )
+        ends.append(f"{model} {mean(groups[0]) or 0.0:.3f} to {mean(groups[-1]) or 0.0:.3f}")
+    title = f"{where_from}: object Dice {', '.join(ends)}"
+    styled(plot, title, _CROSSBAR_AXES[column], "object Dice, 0..1 (higher is better)", height=460)
+    note = "Whiskers: standard deviation over chips and seeds. In brackets: the same networks on digital arithmetic."
+    return Figure(plot, basis_of(rows), note)
