@@ -1,0 +1,297 @@
+"""`nvcim segment suggest`: what is suggested in a folder, what is written, and every mistake of a user's."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nvcim.cli import run
+from nvcim.data.images import LabelledImage, PlainImage, read_image, write_image, write_instances
+from nvcim.errors import ConfigError, DataError, ModelError
+from nvcim.randomness import named_seed
+from nvcim.segmentation import suggestion_files
+from nvcim.segmentation.fcn import FCNSettings, ResidualFCN
+from nvcim.segmentation.image_statistics import image_statistics
+from nvcim.segmentation.model_files import save_fcn
+from nvcim.segmentation.pool_scoring import score_pool
+from nvcim.segmentation.suggestion_files import (
+    FolderSettings,
+    Pool,
+    load_ensemble,
+    read_pool,
+    suggest_in_folder,
+    suggestion_rows,
+    write_suggestions,
+)
+from nvcim.segmentation.training import TrainingSettings
+
+NETWORK = FCNSettings(width=4, depth=1, descriptor_dim=8, fused_width=4)
+QUICK = FolderSettings(
+    k=2, networks=2, network=NETWORK, training=TrainingSettings(steps=2, batch=2, crop=16, device="cpu")
+)
+NAMES = tuple(f"image-{index}" for index in range(7))
+Shell = Callable[..., tuple[int, str, str]]
+
+
+def make_images() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {name: generator.integers(0, 256, (20, 24, 3), dtype=np.uint8) for name in NAMES}
+
+
+def make_mask() -> np.ndarray:
+    mask = np.zeros((20, 24), np.int32)
+    mask[3:12, 4:14] = 1
+    return mask
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with 7 images in images/ and masks of the first two in masks/."""
+    for name, pixels in make_images().items():
+        write_image(pixels, tmp_path / "images" / f"{name}.png")
+    for name in NAMES[:2]:
+        write_instances(make_mask(), tmp_path / "masks" / f"{name}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def ensemble(tmp_path: Path) -> Path:
+    for index in range(2):
+        save_fcn(ResidualFCN(NETWORK, index), tmp_path / "ensemble" / f"member-{index}")
+    return tmp_path / "ensemble"
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        status = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_pool_pairs_masks_by_name(folder: Path) -> None:
+    pool = read_pool(folder / "images", folder / "masks")
+    assert tuple(image.name for image in pool.annotated) == NAMES[:2]
+    assert tuple(image.name for image in pool.rest) == NAMES[2:]
+    assert (pool.annotated[0].instances == make_mask()).all()
+    assert len(read_pool(folder / "images", None).rest) == 7
+
+
+def test_cold_start_suggests_by_statistics_and_says_so(folder: Path) -> None:
+    found = suggest_in_folder(read_pool(folder / "images", None), QUICK)
+    assert "Nothing is annotated yet" in found.how
+    assert (found.annotated, found.rest, len(found.suggestions)) == (0, 7, 2)
+    assert all(s.uncertainty is None and s.gain is not None for s in found.suggestions)
+    assert sum(s.represents or 0 for s in found.suggestions) == 7
+    assert not found.heat
+    assert set(found.images) == {suggestion.name for suggestion in found.suggestions}
+
+
+def test_cold_start_finds_one_image_of_every_kind() -> None:
+    generator = np.random.default_rng(2)
+    images = []
+    for index in range(12):
+        kind = index % 3  # dark and grey, bright and coloured, bright and grey
+        base = np.array([[20, 20, 20], [230, 120, 200], [200, 200, 200]][kind])
+        pixels = np.clip(base + generator.normal(0, 6, (16, 16, 3)), 0, 255).astype(np.uint8)
+        images.append(PlainImage(f"{index:02d}", pixels))
+    found = suggest_in_folder(Pool((), tuple(images)), QUICK.model_copy(update={"k": 3}))
+    assert {int(suggestion.name) % 3 for suggestion in found.suggestions} == {0, 1, 2}
+    assert [suggestion.represents for suggestion in found.suggestions] == [4, 4, 4]
+
+
+def test_a_trained_ensemble_is_asked_for_its_uncertainty(folder: Path, ensemble: Path) -> None:
+    pool = read_pool(folder / "images", folder / "masks")
+    found = suggest_in_folder(pool, QUICK.model_copy(update={"rule": "uncertainty"}), models=ensemble)
+    scores = score_pool(load_ensemble(ensemble), pool.rest)
+    order = np.argsort(-scores.uncertainty.numpy())[:2]
+    assert [s.name for s in found.suggestions] == [scores.names[index] for index in order]
+    first = found.suggestions[0]
+    assert found.heat[first.name].mean() == pytest.approx(first.uncertainty, rel=1e-5)
+    known = score_pool(load_ensemble(ensemble), pool.annotated).descriptors
+    similarity = torch.cosine_similarity(scores.descriptors[order[0]][None], known)
+    nearest = found.nearest[0]
+    assert nearest is not None
+    assert nearest[0] == NAMES[int(similarity.argmax())]
+    assert nearest[1] == pytest.approx(float(similarity.max()), abs=1e-6)
+    assert str(ensemble) in found.how
+
+
+def test_training_is_by_seed_and_its_networks_can_be_kept(folder: Path, tmp_path: Path) -> None:
+    pool = read_pool(folder / "images", folder / "masks")
+    heard: list[tuple[str, int, int]] = []
+    kept = tmp_path / "kept"
+    quantized = QUICK.model_copy(update={"weights": "inq-7"})
+    found = suggest_in_folder(pool, quantized, 3, None, kept, lambda *said: heard.append(said))
+    assert "2 networks (inq-7 weights) trained on 2 annotated images" in found.how
+    assert heard[0] == ("networks trained", 0, 4)  # float ones and their quantized twins
+    assert heard[-1] == ("images looked at", 7, 7)
+    assert [m.quantizer.name for m in load_ensemble(kept) if m.quantizer] == ["inq-7", "inq-7"]
+    again = suggest_in_folder(pool, quantized, 3, models=kept)
+    assert again.suggestions == found.suggestions
+    assert suggest_in_folder(pool, quantized, 3).suggestions == found.suggestions
+    members = [named_seed(3, "segmentation", "suggestive network", index) for index in range(2)]
+    assert members[0] != members[1]
+    with pytest.raises(ModelError, match="other settings, seed or images"):
+        suggest_in_folder(pool, quantized, 4, save_models=kept)
+
+
+def test_random_rule_asks_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suggestion_files, "train_members", None)
+    pool = read_pool(folder / "images", folder / "masks")
+    found = suggest_in_folder(pool, QUICK.model_copy(update={"rule": "random"}))
+    assert found.how.startswith("Random")
+    assert len(found.suggestions) == 2
+
+
+def test_tables_hold_every_suggestion_in_order(folder: Path, ensemble: Path, tmp_path: Path) -> None:
+    found = suggest_in_folder(read_pool(folder / "images", folder / "masks"), QUICK, models=ensemble)
+    write_suggestions(found, tmp_path / "s.csv")
+    write_suggestions(found, tmp_path / "s.json")
+    with (tmp_path / "s.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["image"] for row in rows] == [s.name for s in found.suggestions]
+    assert [int(row["rank"]) for row in rows] == [1, 2]
+    assert [float(row["uncertainty"]) for row in rows] == [s.uncertainty for s in found.suggestions]
+    content = json.loads((tmp_path / "s.json").read_text())
+    assert content["suggestions"] == suggestion_rows(found)
+    assert content["how"] == found.how
+    with pytest.raises(ConfigError, match=r"s\.txt: suggestions are written as \.csv or \.json"):
+        write_suggestions(found, tmp_path / "s.txt")
+
+
+def test_statistics_are_standardised_and_constant_ones_are_zero() -> None:
+    images = [PlainImage(name, pixels) for name, pixels in make_images().items()]
+    values = image_statistics(images)
+    assert values.shape == (7, 17)
+    torch.testing.assert_close(values.mean(dim=0), torch.zeros(17, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(values.std(dim=0, correction=0), torch.ones(17, dtype=torch.float64))
+    black = [PlainImage(str(index), np.zeros((5, 6, 3), np.uint8)) for index in range(3)]
+    assert image_statistics(black).abs().sum() == 0
+
+
+def test_command_line_writes_table_and_sheet(shell: Shell, folder: Path, ensemble: Path) -> None:
+    table, sheet = folder / "out" / "next.json", folder / "out" / "sheet.png"
+    status, out, err = shell(
+        *("segment", "suggest", folder / "images", "--annotated", folder / "masks", "-k", 3),
+        *("--models", ensemble, "--out", table, "--contact-sheet", sheet, "--device", "cpu"),
+    )
+    assert status == 0, err
+    assert len(json.loads(table.read_text())["suggestions"]) == 3
+    assert read_image(sheet).shape[1] > 800
+    assert "3 of 5 images to annotate next" in out
+    assert "Suggestive annotation" in out
+    assert "nearest annotated" in out
+
+
+def test_command_line_trains_with_the_settings_of_a_file(shell: Shell, folder: Path) -> None:
+    config = folder / "suggest.yaml"
+    config.write_text(
+        "networks: 3\nnetwork: {width: 4, depth: 1, descriptor_dim: 8, fused_width: 4}\n"
+        "training: {batch: 2, crop: 16, device: cpu}\n"
+    )
+    status, out, err = shell(
+        *("segment", "suggest", folder / "images", "--annotated", folder / "masks", "-k", 2, "--steps", 2),
+        *("--config", config, "--networks", 2, "--out", folder / "next.csv"),
+    )
+    assert status == 0, err
+    assert "2 networks (float weights) trained on 2 annotated images" in " ".join(out.split())
+    assert "networks trained" in err
+
+
+def _no_images(folder: Path) -> tuple[object, ...]:
+    (folder / "empty").mkdir()
+    return (folder / "empty", "--annotated", "")
+
+
+def _unreadable_image(folder: Path) -> tuple[object, ...]:
+    (folder / "images" / "image-4.png").write_bytes(b"")
+    return (folder / "images", "--annotated", folder / "masks", "-k", 2)
+
+
+def _unknown_mask(folder: Path) -> tuple[object, ...]:
+    write_instances(make_mask(), folder / "masks" / "stranger.png")
+    return (folder / "images", "--annotated", folder / "masks", "-k", 2)
+
+
+def _other_size(folder: Path) -> tuple[object, ...]:
+    write_instances(make_mask()[:-1], folder / "masks" / "image-1.png")
+    return (folder / "images", "--annotated", folder / "masks", "-k", 2)
+
+
+def _all_annotated(folder: Path) -> tuple[object, ...]:
+    for name in NAMES:
+        write_instances(make_mask(), folder / "masks" / f"{name}.png")
+    return (folder / "images", "--annotated", folder / "masks", "-k", 2)
+
+
+def _one_network(folder: Path) -> tuple[object, ...]:
+    save_fcn(ResidualFCN(NETWORK), folder / "one" / "member-0")
+    return (folder / "images", "--annotated", "", "-k", 2, "--models", folder / "one")
+
+
+def _empty_masks(folder: Path) -> tuple[object, ...]:
+    for name in NAMES[:2]:
+        write_instances(np.zeros((20, 24), np.int32), folder / "masks" / f"{name}.png")
+    return (folder / "images", "--annotated", folder / "masks", "-k", 2)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (
+            lambda f: (f / "images", "--annotated", ""),
+            "k = 8 images cannot be suggested; 7 are not annotated",
+        ),
+        (
+            lambda f: (f / "images", "--annotated", f / "masks", "-k", 6),
+            "k = 6 images cannot be suggested; 5",
+        ),
+        (lambda f: (f / "images", "--annotated", "", "-k", 3, "--candidates", 2), "among candidates = 2"),
+        (lambda f: (f / "images", "--annotated", f / "nowhere", "-k", 2), "nowhere: no such folder"),
+        (lambda f: (f / "nowhere", "--annotated", ""), "nowhere: no such folder"),
+        (lambda f: (f / "images", "--annotated", "", "-k", 2, "--weights", "inq7"), "'inq7' is not known"),
+        (lambda f: (f / "images", "--annotated", "", "-k", 2, "--models", f / "masks"), "found 0"),
+        (lambda f: (f / "images", "--annotated", "", "-k", 2, "--out", "x.txt"), "written as .csv or .json"),
+        (lambda f: (f / "images", "-k", 2), "Missing option '--annotated'"),
+        (_no_images, "empty: no images found"),
+        (_unreadable_image, "image-4.png: cannot be read as an image"),
+        (_unknown_mask, "stranger.png: no image of that name"),
+        (_other_size, "image-1.png: mask of 24x19 pixels, but its image"),
+        (_all_annotated, "all 7 images are annotated already"),
+        (_one_network, "at least 2 trained networks"),
+        (_empty_masks, "labelled object"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    shell: Shell,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prepare: Callable[[Path], tuple[object, ...]],
+    message: str,
+) -> None:
+    monkeypatch.chdir(folder)
+    status, _, err = shell("segment", "suggest", *prepare(folder), "--device", "cpu")
+    complaint = err.strip().splitlines()[-1]
+    assert status == 2
+    assert complaint.startswith("nvcim: ")
+    assert message in complaint
+    assert not (folder / "suggestions.csv").exists()
+
+
+def test_the_uncertainty_rule_needs_something_annotated(folder: Path) -> None:
+    with pytest.raises(DataError, match="train networks first"):
+        suggest_in_folder(
+            read_pool(folder / "images", None), QUICK.model_copy(update={"rule": "uncertainty"})
+        )
+
+
+def test_a_labelled_pool_is_a_pool_of_images() -> None:
+    image = LabelledImage("a", make_images()["image-0"], make_mask())
+    assert image_statistics([image]).abs().sum() == 0  # one image is the average of its pool
