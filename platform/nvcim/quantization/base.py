@@ -259,7 +259,7 @@ class Quantizer(ABC):
             assert isinstance(weight, Tensor)
             parametrize.register_parametrization(layer, "weight", self._parametrization(weight.detach()))
 
-    def pack(self, layer: nn.Module, *, entropy_coded: bool = False) -> PackedTensor:
+    def pack(self, layer: nn.Module) -> PackedTensor:
         """Return a layer's weight as it is held in packed memory.
 
         Raises:
@@ -270,10 +270,7 @@ class Quantizer(ABC):
         weight = layer.weight
         assert isinstance(weight, Tensor)
         arrays = {name: tensor.cpu().numpy().copy() for name, tensor in side.items()}
-        form = "huffman" if entropy_coded else None
-        return pack_weight(
-            weight.detach().cpu().numpy(), levels.view(-1, levels.shape[-1]).numpy(), arrays, form
-        )
+        return pack_weight(weight.detach().cpu().numpy(), levels.view(-1, levels.shape[-1]).numpy(), arrays)
 
     def memory(self, model: nn.Module) -> WeightMemory:
         """Return the memory of the model's weights under this quantizer, by packing them.

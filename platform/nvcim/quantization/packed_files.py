@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from nvcim.errors import ConfigError, ModelError
 from nvcim.quantization.base import Quantizer, fix_weight, original_of
-from nvcim.quantization.packing import FORMS, PackedTensor
+from nvcim.quantization.packing import FORMS, PackedTensor, entropy, huffman_coded
 from nvcim.quantization.registry import make_quantizer, quantizer_settings_from
 from nvcim.storage import atomic_write_bytes
 
@@ -65,6 +66,7 @@ class LayerSize:
         disk_bytes: in the file, scales and exponents included.
         memory_bytes: of the arrays held when the file is read; 0 for the header.
         float32_bytes: of the same values in float32 (other tensors: as they are); 0 for the header.
+        entropy_bits: what no code of single symbols goes below, bits per weight; None where nothing is packed.
     """
 
     layer: str
@@ -73,6 +75,7 @@ class LayerSize:
     disk_bytes: int
     memory_bytes: int
     float32_bytes: int
+    entropy_bits: float | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -84,7 +87,7 @@ def pack_model(model: nn.Module, quantizer: Quantizer, *, entropy_coded: bool = 
     """Return a model in packed memory.
 
     The values that training would go on from are dropped where a weight is packed: keep those in a checkpoint.
-    entropy_coded: Huffman-code the weights: smaller wherever levels are used unevenly, as INQ's are.
+    entropy_coded: Huffman-code the layers that this makes smaller: levels used unevenly, as INQ's are.
 
     Raises:
         ModelError: the quantizer is not attached to the model.
@@ -92,7 +95,10 @@ def pack_model(model: nn.Module, quantizer: Quantizer, *, entropy_coded: bool = 
     weights: dict[str, PackedTensor] = {}
     for name, layer in quantizer.quantized_layers(model):
         if quantizer.weight_of(layer).settled():
-            weights[name] = quantizer.pack(layer, entropy_coded=entropy_coded)
+            plain = quantizer.pack(layer)
+            weights[name] = (
+                huffman_coded(plain, quantizer.levels(layer).shape[-1]) if entropy_coded else plain
+            )
     rest = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
@@ -182,11 +188,16 @@ def unpacked(weight: PackedTensor, quantizer: Quantizer) -> Tensor:
     Raises:
         ModelError: the payload does not fit the shape, or the side information not the quantizer.
     """
+    return torch.from_numpy(weight.values(_levels(weight, quantizer)))
+
+
+def _levels(weight: PackedTensor, quantizer: Quantizer) -> NDArray[np.float32]:
+    """The levels that a packed weight's side information stands for, [out or 1, levels]."""
     try:
         levels = quantizer.levels_from({part: torch.from_numpy(a) for part, a in weight.side.items()})
     except (KeyError, ValueError, IndexError, TypeError, RuntimeError, OverflowError) as error:
-        raise ModelError(f"scales or exponents do not fit {quantizer.name} ({error})") from error
-    return torch.from_numpy(weight.values(levels.view(-1, levels.shape[-1]).numpy()))
+        raise ModelError(f"scales or exponents do not fit {quantizer.name} ({error!r})") from error
+    return np.asarray(levels.view(-1, levels.shape[-1]).numpy(), dtype=np.float32)
 
 
 def packed_sizes(path: Path) -> list[LayerSize]:
@@ -198,15 +209,22 @@ def packed_sizes(path: Path) -> list[LayerSize]:
         ModelError: as `read_packed`.
     """
     packed = read_packed(path)
-    sizes = [
-        LayerSize(name, weight.form, weight.count, weight.nbytes, weight.nbytes, 4 * weight.count)
-        for name, weight in packed.weights.items()
-    ]
+    sizes = [_layer_size(path, name, weight, packed.quantizer) for name, weight in packed.weights.items()]
     rest = sum(tensor.nbytes for tensor in packed.rest.values())
     values = sum(tensor.numel() for tensor in packed.rest.values())
     sizes.append(LayerSize("(other tensors)", "float", values, rest, rest, rest))
     header = path.stat().st_size - sum(size.disk_bytes for size in sizes)
     return [*sizes, LayerSize("(header)", "json", 0, header, 0, 0)]
+
+
+def _layer_size(path: Path, name: str, weight: PackedTensor, quantizer: Quantizer) -> LayerSize:
+    """The line of one packed layer."""
+    try:
+        codes = weight.codes(_levels(weight, quantizer).shape[1])
+    except ModelError as error:
+        raise ModelError(f"{path}: layer '{name}': {error}") from error
+    held = weight.nbytes
+    return LayerSize(name, weight.form, weight.count, held, held, 4 * weight.count, entropy(codes))
 
 
 def _layer_of(entry: str) -> str | None:

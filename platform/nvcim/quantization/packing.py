@@ -9,7 +9,7 @@ A weight [out, ...] becomes a code per entry, the place of its value in its row'
 
 import math
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,26 +160,24 @@ def pack_weight(
     weight: NDArray[np.float32],
     levels: NDArray[np.float32],
     side: dict[str, NDArray[np.generic]],
-    form: str | None = None,
 ) -> PackedTensor:
-    """Pack a weight that is on its levels.
+    """Pack a weight that is on its levels: `trits` for three levels, `bits` for any other number.
 
     weight: [out, ...]; levels: [out or 1, levels <= 256], ascending in each row.
-    form: None takes `trits` for three levels and `bits` for any other number.
 
     Raises:
         ModelError: a weight is not exactly on a level.
     """
-    form = form or ("trits" if levels.shape[1] == 3 else "bits")
-    rows = weight.reshape(weight.shape[0], -1)
-    codes = _codes(rows, levels)
-    if form == "huffman":
-        payload = _huffman(codes)
-    elif form == "trits":
-        payload = pack_trits(codes.reshape(-1))
-    else:
-        payload = pack_bits(codes.reshape(-1), code_bits(levels.shape[1]))
-    return PackedTensor(weight.shape, form, payload, side)
+    codes = _codes(weight.reshape(weight.shape[0], -1), levels).reshape(-1)
+    if levels.shape[1] == 3:
+        return PackedTensor(weight.shape, "trits", pack_trits(codes), side)
+    return PackedTensor(weight.shape, "bits", pack_bits(codes, code_bits(levels.shape[1])), side)
+
+
+def huffman_coded(weight: PackedTensor, levels: int) -> PackedTensor:
+    """Return the same weight in Huffman codes, or as it is where those take more; levels: how many there are."""
+    payload = _huffman(weight.codes(levels))
+    return replace(weight, form="huffman", payload=payload) if payload.size < weight.payload.size else weight
 
 
 def _codes(rows: NDArray[np.float32], levels: NDArray[np.float32]) -> NDArray[np.uint8]:
