@@ -4,22 +4,30 @@ Layouts of labelled sets: GlaS's own (`train_1.bmp` beside `train_1_anno.bmp`, g
 `images/` + `labels/` with the same stem. An instance mask holds 0 for background and one integer per object.
 """
 
+from __future__ import annotations
+
 import csv
 import io
+import logging
+import math
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from nvcim.errors import DataError
 from nvcim.storage import atomic_write_bytes
+
+if TYPE_CHECKING:
+    import tifffile
 
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -50,6 +58,9 @@ class LabelledImage:
             )
 
 
+# Pillow's own bound; below it, an image in memory takes half a gigabyte at most.
+MAX_PIXELS = 178_956_970
+
 # What Pillow raises for files that are truncated, damaged or too large to be meant as an image.
 _BROKEN = (
     OSError,
@@ -59,23 +70,33 @@ _BROKEN = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
 )
+_ORIENTATION = 0x0112  # EXIF's and TIFF's tag
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _open(data: bytes, name: str) -> Image.Image:
-    """Decode an image file fully, so that a truncated one is found here."""
+    """Decode an image file fully, so that a truncated one is found here, and turn it upright by its EXIF tag."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the bound
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # of damaged tags; whether the pixels are whole counts
+            image: Image.Image = Image.open(io.BytesIO(data))
             if image.format == "PNG":
                 # Decoding alone misses a file cut after its last pixel; verifying walks to the end.
                 image.verify()
                 image = Image.open(io.BytesIO(data))
             image.load()
+            if image.format != "TIFF":  # Pillow turns these by itself
+                kept = image.format
+                image = ImageOps.exif_transpose(image)
+                image.format = kept
     except _BROKEN as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        if not data:
+            reason = "the file is empty"
         raise DataError(f"{name}: cannot be read as an image ({reason})") from error
     return image
 
@@ -90,20 +111,141 @@ def _read_bytes(path: Path) -> bytes:
 def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
     """Decode PNG, BMP, TIFF or JPEG bytes to RGB, uint8 [H, W, 3]; `name` names them in errors.
 
-    Grey and palette images become RGB, transparency is dropped, 16-bit grey is scaled to 8 bits by its own
-    largest value, since such files seldom use the full range.
+    Grey, palette and CMYK images become RGB, transparency is dropped, EXIF's and TIFF's orientation is followed.
+    Values beyond 8 bits are scaled by the image's own largest value (of all colours together), since such files
+    seldom use the full range.
 
     Raises:
-        DataError: truncated, damaged, or no image.
+        DataError: truncated, damaged, no image, several images in one file, more than `MAX_PIXELS`, negative or
+            not finite values, or channels that are neither grey nor RGB.
     """
+    is_tiff = data[:4] in _TIFF
+    values = _decode_tiff(data, name, as_stored=False) if is_tiff else _decode_deep_png(data, name)
+    if values is not None:
+        return _eight_bits(values, name)
     image = _open(data, name)
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        if not np.isfinite(values).all() or values.min() < 0:
-            raise DataError(f"{name}: pixel values must be finite and not negative")
-        grey = np.round(values * (255.0 / max(values.max(), 1.0))).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return _eight_bits(np.asarray(image), name)
+    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        # Pillow takes every CMYK JPEG for one of Adobe's, whose values are inverted; without the mark they are not.
+        image = ImageChops.invert(image)
     return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def _eight_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Values [H, W] or [H, W, 1 or 3] as RGB of 8 bits."""
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.shape[2] not in (1, 3):
+        raise DataError(f"{name}: holds {values.shape[2]} channels; allowed: 1 (grey) or 3 (RGB), and alpha")
+    if values.dtype != np.uint8:
+        if values.dtype.kind not in "biuf":
+            raise DataError(f"{name}: pixel values must be real numbers, found {values.dtype}")
+        low, high = float(values.min(initial=0)), float(values.max(initial=0))
+        if not (low >= 0 and math.isfinite(high)):
+            raise DataError(f"{name}: pixel values must be finite and not negative")
+        scale = 255.0 / max(high, 1.0)
+        scaled = np.empty(values.shape, dtype=np.uint8)
+        for row, into in zip(
+            values, scaled, strict=True
+        ):  # by rows: floats of all at once take 8 times as much
+            into[:] = np.round(row * scale)
+        values = scaled
+    return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else np.ascontiguousarray(values)
+
+
+def _decode_deep_png(data: bytes, name: str) -> NDArray[Any] | None:
+    """Colours of a PNG with 16 bits a channel, of which Pillow would keep the upper 8; None for any other file."""
+    # The header chunk has a fixed place: bits at 24, type of colour at 25 (0 is grey, which Pillow keeps whole).
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 26 or data[24] != 16 or data[25] == 0:
+        return None
+    upright = _open(data, name)  # finds damage, and checks the size
+    import imagecodecs
+
+    try:
+        values = np.asarray(imagecodecs.png_decode(data))
+        orientation = int(Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION, 1))
+    except (*_BROKEN, RuntimeError) as error:
+        raise DataError(f"{name}: cannot be read as an image ({error})") from error
+    values = _oriented(values if values.ndim == 3 else values[:, :, None], orientation)
+    if values.shape[1::-1] != upright.size:
+        raise DataError(f"{name}: cannot be read as an image (its size is not what its header says)")
+    return values[:, :, :3] if values.shape[2] >= 3 else values[:, :, :1]
+
+
+def _decode_tiff(data: bytes, name: str, as_stored: bool) -> NDArray[Any] | None:
+    """Values of a TIFF's image without its alpha, [H, W, channels].
+
+    `as_stored` gives the numbers of any file, palette indices too; otherwise white is the largest value, and files
+    whose colours Pillow knows better (palettes, CMYK, fewer than 8 bits) give None.
+    """
+    import tifffile
+
+    try:
+        with _without_log(tifffile.logger()), tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages.first
+            _check_pages(file, page, len(data), name)
+            plain = page.photometric in (0, 1, 2)  # grey of either polarity, RGB
+            if not as_stored and not (plain and page.bitspersample >= 8):
+                return None
+            if as_stored and page.compression in (6, 7, 34892):
+                raise DataError(
+                    f"{name}: JPEG is lossy and cannot hold instance labels; use PNG, BMP or TIFF"
+                )
+            values = page.asarray()
+            if page.axes.startswith("S"):  # one plane per channel
+                values = np.moveaxis(values, 0, -1)
+            values = values.reshape(*values.shape[:2], -1)
+            if page.extrasamples and int(page.extrasamples[0]) in (1, 2):  # alpha
+                values = values[:, :, : -len(page.extrasamples)]
+            elif page.photometric == 2:
+                values = values[:, :, :3]
+            if page.photometric == 0 and not as_stored and values.dtype.kind == "u":
+                values = (2**page.bitspersample - 1) - values
+            tag = page.tags.get(_ORIENTATION)
+            return _oriented(values, int(tag.value) if tag is not None else 1)
+    except DataError:
+        raise
+    except Exception as error:  # on damaged files tifffile and its codecs raise nearly anything
+        raise DataError(f"{name}: cannot be read as an image ({error})") from error
+
+
+@contextmanager
+def _without_log(logger: logging.Logger) -> Iterator[None]:
+    """Keep a library from logging every damaged tag; what matters of it comes as one error of ours."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _check_pages(file: tifffile.TiffFile, page: tifffile.TiffPage, size: int, name: str) -> None:
+    """Refuse a TIFF of several images, of too many pixels, or cut before its pixels end."""
+    pixels = page.imagewidth * page.imagelength
+    if pixels > MAX_PIXELS:
+        raise DataError(
+            f"{name}: {page.imagewidth} x {page.imagelength} pixels; allowed here: {MAX_PIXELS} in all"
+        )
+    others = [series for series in file.series[1:] if series.size >= page.size]  # smaller: previews
+    if others or file.series[0].size > page.size or page.imagedepth > 1:
+        raise DataError(f"{name}: holds several images; save the one that is meant as a file of its own")
+    if math.prod(page.chunked) != len(page.dataoffsets):
+        raise DataError(f"{name}: cannot be read as an image (its strips or tiles do not cover it)")
+    ends = (start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True))
+    if max(ends, default=0) > size:
+        raise DataError(f"{name}: cannot be read as an image (the file is truncated)")
+
+
+def _oriented(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """An array [H, W, ...] turned upright; what the first row and column show is `orientation`, 1..8."""
+    if orientation in (5, 6, 7, 8):
+        values = np.swapaxes(values, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -118,18 +260,29 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 def read_instances(path: Path) -> NDArray[np.int32]:
     """Read an instance mask, int32 [H, W]; palette images give their indices, as GlaS's BMP files need.
 
+    TIFF files give their values as stored, of any integer type and compression. Transparency is dropped.
+
     Raises:
         DataError: unreadable, lossy (JPEG), several different channels, or values that are no labels.
     """
-    image = _open(_read_bytes(path), str(path))
-    if image.format == "JPEG":
-        raise DataError(f"{path}: JPEG is lossy and cannot hold instance labels; use PNG, BMP or TIFF")
-    values = np.asarray(image)
+    data = _read_bytes(path)
+    values = _decode_tiff(data, str(path), as_stored=True) if data[:4] in _TIFF else None
+    if values is None:
+        values = _decode_deep_png(data, str(path))
+    if values is None:
+        image = _open(data, str(path))
+        if image.format in ("JPEG", "MPO"):
+            raise DataError(f"{path}: JPEG is lossy and cannot hold instance labels; use PNG, BMP or TIFF")
+        values = np.asarray(image)
+        if image.mode in ("LA", "PA", "RGBA"):
+            values = values[..., :-1]
     if values.ndim == 3:
-        if (values[..., :1] != values[..., :3]).any():
-            raise DataError(f"{path}: a mask has one channel of labels, found colours (mode {image.mode})")
+        if (values != values[..., :1]).any():
+            raise DataError(
+                f"{path}: a mask has one channel of integer labels, found {values.shape[2]} that differ (colours)"
+            )
         values = values[..., 0]
-    if values.dtype.kind == "f":
+    if values.dtype.kind not in "biu":
         raise DataError(f"{path}: instance labels are integers, found {values.dtype}")
     if values.size and (int(values.min()) < 0 or int(values.max()) > np.iinfo(np.int32).max):
         raise DataError(f"{path}: instance labels must lie in 0..2147483647")
@@ -150,8 +303,24 @@ def encode_instances(instances: NDArray[np.int32], name: str) -> bytes:
         DataError: a label beyond 65535, which uint16 cannot hold.
     """
     if instances.size and not 0 <= int(instances.min()) <= int(instances.max()) <= 65535:
-        raise DataError(f"{name}: labels must lie in 0..65535 to be written as a uint16 PNG")
+        raise DataError(f"{name}: labels must lie in 0..65535 to be written as a uint16 PNG; .tif holds more")
     return encode_png(instances.astype(np.uint16))
+
+
+def encode_instances_tiff(instances: NDArray[np.int32], name: str) -> bytes:
+    """Return the TIFF file of an instance mask [H, W]: uint16, or uint32 where a label is beyond 65535.
+
+    Raises:
+        DataError: a negative label.
+    """
+    import tifffile
+
+    if instances.min(initial=0) < 0:
+        raise DataError(f"{name}: instance labels must lie in 0..2147483647")
+    width = np.uint32 if instances.max(initial=0) > 65535 else np.uint16
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, instances.astype(width), photometric="minisblack", compression="zlib")
+    return buffer.getvalue()
 
 
 def write_image(pixels: NDArray[np.uint8], path: Path) -> None:
@@ -160,12 +329,13 @@ def write_image(pixels: NDArray[np.uint8], path: Path) -> None:
 
 
 def write_instances(instances: NDArray[np.int32], path: Path) -> None:
-    """Write an instance mask [H, W] as a uint16 PNG.
+    """Write an instance mask [H, W] as TIFF where the path ends so, else as a uint16 PNG.
 
     Raises:
-        DataError: as `encode_instances`.
+        DataError: as `encode_instances` and `encode_instances_tiff`.
     """
-    atomic_write_bytes(path, encode_instances(instances, str(path)))
+    encode = encode_instances_tiff if path.suffix.lower() in (".tif", ".tiff") else encode_instances
+    atomic_write_bytes(path, encode(instances, str(path)))
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
