@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial.distance import cdist
 
 from nvcim.errors import DataError
 from nvcim.segmentation import object_dice, object_f1, object_hausdorff, score_pair, score_set
@@ -20,7 +19,7 @@ def boxes(shape: tuple[int, int], *spans: tuple[int, int, int, int]) -> np.ndarr
     return mask
 
 
-def random_map(random: np.random.Generator, size: int = 14, objects: int = 5) -> np.ndarray:
+def random_map(random: np.random.Generator, size: int = 11, objects: int = 4) -> np.ndarray:
     mask = np.zeros((size, size + 3), dtype=np.int32)
     for label in random.permutation(40)[: random.integers(0, objects + 1)] + 1:
         top, left = random.integers(0, size), random.integers(0, size)
@@ -29,41 +28,47 @@ def random_map(random: np.random.Generator, size: int = 14, objects: int = 5) ->
     return mask
 
 
-# --- the slow reference: sets of pixels, all pairs, no distance transform ---
+# --- the slow reference: Python sets of pixels, all pairs, the page's formulae, no distance transform ---
+
+Pixels = set[tuple[int, int]]
 
 
-def objects_of(mask: np.ndarray) -> list[np.ndarray]:
-    return [mask == label for label in np.unique(mask) if label != 0]
+def objects_of(mask: np.ndarray) -> list[Pixels]:
+    found: dict[int, Pixels] = {}
+    for (row, column), label in np.ndenumerate(mask):
+        if label:
+            found.setdefault(int(label), set()).add((row, column))
+    return list(found.values())
 
 
-def slow_hausdorff(a: np.ndarray, b: np.ndarray) -> float:
-    distances = cdist(np.argwhere(a), np.argwhere(b))
-    return float(max(distances.min(axis=1).max(), distances.min(axis=0).max()))
+def slow_hausdorff(a: Pixels, b: Pixels) -> float:
+    def directed(some: Pixels, others: Pixels) -> int:
+        return max(min((y - v) ** 2 + (x - u) ** 2 for v, u in others) for y, x in some)
+
+    return math.sqrt(max(directed(a, b), directed(b, a)))
 
 
-def slow_dice(a: np.ndarray, b: np.ndarray) -> float:
-    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+def slow_dice(a: Pixels, b: Pixels) -> float:
+    return 2 * len(a & b) / (len(a) + len(b))
 
 
-def best_partners(a: np.ndarray, others: list[np.ndarray]) -> list[np.ndarray]:
-    overlaps = [int((a & b).sum()) for b in others]
+def best_partners(a: Pixels, others: list[Pixels]) -> list[Pixels]:
+    overlaps = [len(a & b) for b in others]
     return [b for b, o in zip(others, overlaps, strict=True) if o == max(overlaps) and o > 0]
 
 
-def slow_side(
-    side: list[np.ndarray], others: list[np.ndarray], diagonal: float
-) -> tuple[float, float, float]:
-    area = float(sum(a.sum() for a in side))
+def slow_side(side: list[Pixels], others: list[Pixels], diagonal: float) -> tuple[float, float, float]:
+    area = float(sum(len(a) for a in side))
     dice = hausdorff = 0.0
     for a in side:
         partners = best_partners(a, others)
-        dice += a.sum() * max((slow_dice(a, b) for b in partners), default=0.0)
+        dice += len(a) * max((slow_dice(a, b) for b in partners), default=0.0)
         distances = [slow_hausdorff(a, b) for b in (partners or others)]
-        hausdorff += a.sum() * min(distances, default=diagonal)
+        hausdorff += len(a) * min(distances, default=diagonal)
     return area, dice, hausdorff
 
 
-def slow_found(segmented: list[np.ndarray], truth: list[np.ndarray]) -> int:
+def slow_found(segmented: list[Pixels], truth: list[Pixels]) -> int:
     """Most segmented objects that can each claim a ground-truth object of their own (tries all ways)."""
 
     def claims(index: int, free: frozenset[int]) -> int:
@@ -72,7 +77,7 @@ def slow_found(segmented: list[np.ndarray], truth: list[np.ndarray]) -> int:
         best = claims(index + 1, free)
         partners = best_partners(segmented[index], truth)
         for j in free:
-            covers = 2 * (segmented[index] & truth[j]).sum() >= truth[j].sum()
+            covers = 2 * len(segmented[index] & truth[j]) >= len(truth[j])
             if covers and any(truth[j] is partner for partner in partners):
                 best = max(best, 1 + claims(index + 1, free - {j}))
         return best
@@ -92,13 +97,45 @@ def slow_scores(segmented: np.ndarray, truth: np.ndarray) -> tuple[float, float,
     return 2 * found / (len(s) + len(g)), dice, hausdorff
 
 
-def test_two_hundred_random_maps_agree_with_the_reference() -> None:
-    random = np.random.default_rng(0)
-    for _ in range(200):
+def kinds_in(segmented: np.ndarray, truth: np.ndarray) -> set[str]:
+    """Which of the cases that matter a pair of maps holds."""
+    s, g = objects_of(segmented), objects_of(truth)
+    kinds = {"both empty"} if not s and not g else {"one empty"} if not s or not g else set()
+    for a in s:
+        overlaps = [len(a & b) for b in g]
+        if overlaps and not any(overlaps):
+            kinds.add("no overlap")
+        if overlaps and 0 < 2 * max(overlaps) < len(a):
+            kinds.add("minority overlap")
+        if len(overlaps) > 1 and overlaps.count(max(overlaps)) > 1 and max(overlaps) > 0:
+            kinds.add("tied partners")
+        if any(2 * o == len(b) for o, b in zip(overlaps, g, strict=True)):
+            kinds.add("exact half")
+        if any(a < b or b < a for b in g):
+            kinds.add("nested")
+    return kinds
+
+
+@pytest.mark.parametrize("start", range(0, 1000, 250))
+def test_a_thousand_random_maps_agree_with_the_reference(start: int) -> None:
+    seen: set[str] = set()
+    for seed in range(start, start + 250):
+        random = np.random.default_rng(seed)
         segmented, truth = random_map(random), random_map(random)
         scores = score_pair(segmented, truth)
         expected = slow_scores(segmented, truth)
-        assert (scores.f1, scores.dice, scores.hausdorff) == pytest.approx(expected, abs=1e-9)
+        assert (scores.f1, scores.dice, scores.hausdorff) == pytest.approx(expected, abs=1e-12), seed
+        seen |= kinds_in(segmented, truth)
+    every = {
+        "both empty",
+        "one empty",
+        "no overlap",
+        "minority overlap",
+        "tied partners",
+        "exact half",
+        "nested",
+    }
+    assert seen == every
 
 
 # --- worked by hand ---
@@ -120,6 +157,45 @@ def test_minority_overlap_keeps_its_object_as_partner() -> None:
     assert object_dice(segmented, truth) == pytest.approx(0.4)
     assert object_hausdorff(segmented, truth) == pytest.approx(40.0)
     assert object_f1(segmented, truth) == 1.0  # exactly half of the object is covered
+
+
+# Each line: segmented and true rectangles (top, bottom, left, right) in a 20 x 30 image, then F1, Dice, Hausdorff.
+BY_HAND = {
+    # The same square: everything is perfect.
+    "identical": ([(2, 6, 2, 6)], [(2, 6, 2, 6)], 1.0, 1.0, 0.0),
+    # 16 of 36 pixels: less than half is covered. Dice 2 * 16 / (16 + 36). The corner is 2 and 2 away.
+    "inside": ([(4, 8, 4, 8)], [(2, 8, 2, 8)], 0.0, 32 / 52, math.sqrt(8)),
+    # The other way round the true object is covered whole.
+    "around": ([(2, 8, 2, 8)], [(4, 8, 4, 8)], 1.0, 32 / 52, math.sqrt(8)),
+    # 4 x 2 of 4 x 4 shared: exactly half counts. Dice 2 * 8 / 32. The far column is 2 away.
+    "exactly half": ([(0, 4, 2, 6)], [(0, 4, 0, 4)], 1.0, 0.5, 2.0),
+    # One column of four short of half: 1 of 4 columns. Dice 8 / 32; 3 away.
+    "less than half": ([(0, 4, 3, 7)], [(0, 4, 0, 4)], 0.0, 0.25, 3.0),
+    # They share an edge, no pixel: no partner, nearest object of the image, 4 away.
+    "touching": ([(0, 4, 4, 8)], [(0, 4, 0, 4)], 0.0, 0.0, 4.0),
+    # Two squares seen as one 4 x 8: it overlaps both alike, covers both, may claim one. TP 1, FP 0, FN 1: F1 2/3.
+    # Dice: 2 * 16 / (32 + 16) = 2/3 for all three objects. Hausdorff: the far end of the bar is 4 from either.
+    "merged": ([(0, 4, 0, 8)], [(0, 4, 0, 4), (0, 4, 4, 8)], 2 / 3, 2 / 3, 4.0),
+    # A single pixel beside a perfect 4 x 4: TP 1, FP 1. Dice (16/17 + 1) / 2. The pixel (0, 10) is nearest to the
+    # square of rows 0..3 and columns 0..3; its corner (3, 0) is farthest: sqrt(9 + 100); weight 1/17, halved.
+    "speck": ([(0, 4, 0, 4), (0, 1, 10, 11)], [(0, 4, 0, 4)], 2 / 3, (16 / 17 + 1) / 2, math.sqrt(109) / 34),
+    # Nearest goes by Hausdorff, not by the gap: the bar of 10 begins 1 away and ends 10 away, the other pixel is 9.
+    # Segmented: 9. Truth: each has one choice, the bar 10 (weight 10/11), the pixel 9 (1/11).
+    "nearest by the farthest pixel": (
+        [(0, 1, 10, 11)],
+        [(0, 1, 11, 21), (0, 1, 1, 2)],
+        0.0,
+        0.0,
+        (9 + (10 * 10 + 9) / 11) / 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+def test_small_cases_worked_by_hand(case: str) -> None:
+    segmented, truth, f1, dice, hausdorff = BY_HAND[case]
+    scores = score_pair(boxes((20, 30), *segmented), boxes((20, 30), *truth))
+    assert (scores.f1, scores.dice, scores.hausdorff) == pytest.approx((f1, dice, hausdorff), abs=1e-12)
 
 
 def test_two_halves_find_an_object_once() -> None:
@@ -246,3 +322,47 @@ def test_flipping_both_masks_changes_nothing(seed: int) -> None:
     assert (after.f1, after.dice, after.hausdorff) == pytest.approx(
         (before.f1, before.dice, before.hausdorff)
     )
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, st.integers(0, 9), st.integers(0, 9))
+def test_translation_within_a_larger_image_changes_nothing(seed: int, down: int, right: int) -> None:
+    random = np.random.default_rng(seed)
+    pair = random_map(random), random_map(random)
+    if not pair[0].any() or not pair[1].any():
+        return  # the diagonal of the image counts here, and it grows
+    placed = [np.pad(mask, ((down, 12 - down), (right, 12 - right))) for mask in pair]
+    assert score_pair(*placed) == score_pair(*pair)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 9), st.integers(2, 9), st.data())
+def test_one_pixel_removed_costs_what_it_is_by_hand(height: int, width: int, data: st.DataObject) -> None:
+    truth = boxes((12, 12), (1, 1 + height, 1, 1 + width))
+    row, column = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    segmented = truth.copy()
+    segmented[row, column] = 0
+    area = height * width
+    scores = score_pair(segmented, truth)
+    assert scores.f1 == 1.0  # at least half is left
+    assert scores.dice == pytest.approx(2 * (area - 1) / (2 * area - 1), abs=1e-12)
+    # The removed pixel has a neighbour in the object: one away.
+    assert scores.hausdorff == 1.0
+
+
+def test_labels_with_gaps_and_of_any_integer_type() -> None:
+    segmented, truth = boxes((9, 9), (0, 4, 0, 4), (5, 9, 5, 9)), boxes((9, 9), (0, 4, 1, 5), (5, 9, 5, 8))
+    expected = score_pair(segmented, truth)
+    names = np.array([0, 2_000_000_000, 7])
+    assert score_pair(names.astype(np.int32)[segmented], truth) == expected
+    assert score_pair(segmented.astype(np.uint8), truth.astype(np.uint16)) == expected
+
+
+def test_five_thousand_objects_without_partner_do_not_explode() -> None:
+    # Single pixels two apart, the other side shifted by one: the nearest is one away for every one of them.
+    segmented = np.zeros((142, 141), dtype=np.int32)
+    segmented[:-1:2, ::2] = np.arange(1, 71 * 71 + 1).reshape(71, 71)
+    truth = np.roll(segmented, 1, axis=0)
+    scores = score_pair(segmented, truth)
+    assert scores.objects_segmented == 71 * 71
+    assert (scores.f1, scores.dice, scores.hausdorff) == (0.0, 0.0, 1.0)
