@@ -61,6 +61,4 @@ def find_objects(
         certainty[rows] = torch.round((1 - band[0]) * 255).to(torch.uint8).numpy()
     smallest = (settings.smallest_object or first.smallest_object) / settings.scale**2
     growth = (first.settings.contour_width + 1.5) / settings.scale
-    return FoundObjects(
-        label_objects(decided, split, smallest, growth, settings.neck / settings.scale), certainty
-    )
+    return FoundObjects(label_objects(decided, split, smallest, growth, settings.neck), certainty)

@@ -1,20 +1,31 @@
-"""Predict image files into a folder."""
+"""Predict image files into a folder: masks, overlays, outlines and measurements."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nvcim.compute import resolve_device
-from nvcim.data.images import (
-    read_image,
-    write_image,
-    write_instances,
-)
-from nvcim.errors import DataError
-from nvcim.segmentation.instances import PredictionSettings, predict
+from nvcim.data.images import encode_instances, write_image
+from nvcim.data.large_images import ImageRows, encode_label_tiff, open_image
+from nvcim.errors import DataError, ModelError
+from nvcim.quantization import inference_copy
+from nvcim.segmentation.inference import PredictionSettings
+from nvcim.segmentation.instances import FoundObjects, find_objects
 from nvcim.segmentation.model_files import load_fcn
 from nvcim.segmentation.network import SegmentationNetwork
+from nvcim.segmentation.outputs import write_geojson, write_objects
 from nvcim.segmentation.overlays import overlay
+from nvcim.storage import atomic_write_bytes
+
+Extra = Literal["geojson", "objects", "tiff"]
+"""What is written beside mask and overlay: outlines, a CSV of measurements; or the mask as TIFF, not PNG."""
+
+OVERLAY_SIDE = 4096
+"""Pixels; the overlay of a larger image shows every second, third, ... pixel."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +37,28 @@ class PredictedFile:
     overlay: Path
     objects: int
     mean_area: float
+    geojson: Path | None = None
+    table: Path | None = None
 
 
 def predict_files(
-    model_folder: Path,
+    models: Path | Sequence[Path],
     images: Iterable[Path],
     out: Path,
     settings: PredictionSettings | None = None,
     device: str = "auto",
+    extras: Iterable[Extra] = (),
+    on_file: Callable[[PredictedFile], None] | None = None,
 ) -> list[PredictedFile]:
     """Write `<name>.png` (uint16 instances) and `<name>_overlay.png` to `out` for every image file.
 
+    `models` are folders of models; a folder that holds `member-*` folders stands for them, and several models
+    decide by their mean. Masks with more than 65,535 objects become `<name>.tif` (uint32), as do all with the
+    extra "tiff" (uint16 where that holds them). `on_file` is called as soon as an image's files are written.
+
     Raises:
         DataError: an unreadable image, two images of one name, or none at all.
-        ModelError, ConfigError: as `load_fcn`.
+        ModelError, ConfigError: as `load_fcn`, networks with different classes, or a split they cannot do.
     """
     paths = list(images)
     if not paths:
@@ -49,18 +68,74 @@ def predict_files(
         if path.stem in seen:
             raise DataError(f"{path}: would overwrite the result of {seen[path.stem]} (same name)")
         seen[path.stem] = path
-    model = load_fcn(model_folder).to(resolve_device(device))
-    return [_predict_file(model, path, out, settings) for path in paths]
+    folders = [models] if isinstance(models, Path) else list(models)
+    networks = [
+        _prepared(load_fcn(member), device) for folder in folders for member in member_folders(folder)
+    ]
+    results = []
+    for path in paths:
+        image = open_image(path)
+        found = find_objects(networks, image, settings)
+        results.append(_write(path, image, found, out, frozenset(extras)))
+        if on_file is not None:
+            on_file(results[-1])
+    return results
 
 
-def _predict_file(
-    model: SegmentationNetwork, path: Path, out: Path, settings: PredictionSettings | None
+def member_folders(folder: Path) -> list[Path]:
+    """Return the `member-*` folders of an ensemble in order of their numbers, or the folder itself.
+
+    Raises:
+        ModelError: no such folder.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder of a model")
+    members = [path for path in folder.glob("member-*") if path.is_dir()]
+    return sorted(members, key=lambda path: (len(path.name), path.name)) or [folder]
+
+
+def _prepared(model: SegmentationNetwork, device: str) -> SegmentationNetwork:
+    """The model on its device, its quantized weights worked out once."""
+    baked = inference_copy(model)
+    assert isinstance(baked, SegmentationNetwork)
+    return baked.to(resolve_device(device))
+
+
+def _write(
+    path: Path, image: ImageRows, found: FoundObjects, out: Path, extras: frozenset[Extra]
 ) -> PredictedFile:
-    pixels = read_image(path)
-    instances = predict(model, pixels, settings)
-    mask, drawn = out / f"{path.stem}.png", out / f"{path.stem}_overlay.png"
-    write_instances(instances, mask)
-    write_image(overlay(pixels, instances), drawn)
-    count = int(instances.max())
-    area = float((instances > 0).sum()) / count if count else 0.0
-    return PredictedFile(path, mask, drawn, count, area)
+    instances = found.instances
+    count = int(instances.max(initial=0))
+    mask = out / f"{path.stem}.png"
+    if "tiff" in extras or count > 65535:
+        mask = mask.with_suffix(".tif")
+        atomic_write_bytes(mask, encode_label_tiff(instances))
+    else:
+        atomic_write_bytes(mask, encode_instances(instances, str(mask)))
+    drawn = out / f"{path.stem}_overlay.png"
+    write_image(_overlay(image, instances), drawn)
+    outlines, table = out / f"{path.stem}.geojson", out / f"{path.stem}_objects.csv"
+    if "geojson" in extras:
+        write_geojson(instances, outlines)
+    if "objects" in extras:
+        write_objects(instances, found.certainty, table)
+    area = float(np.count_nonzero(instances)) / count if count else 0.0
+    return PredictedFile(
+        path,
+        mask,
+        drawn,
+        count,
+        area,
+        outlines if "geojson" in extras else None,
+        table if "objects" in extras else None,
+    )
+
+
+def _overlay(image: ImageRows, instances: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """The objects drawn on the image, at most `OVERLAY_SIDE` pixels wide and high."""
+    step = -(-max(instances.shape) // OVERLAY_SIDE)
+    if step == 1:
+        return overlay(image.rows(0, image.height), instances)
+    # Bands start at multiples of the step, so that every step-th row is one of the image's.
+    rows = [image.rows(top, bottom)[::step, ::step] for top, bottom in image.bands(512 * step)]
+    return overlay(np.concatenate(rows), instances[::step, ::step])

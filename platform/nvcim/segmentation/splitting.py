@@ -26,6 +26,7 @@ BACKGROUND, EDGE, CORE, SEED = 0, 1, 2, 3
 
 _BAND = 512  # rows worked through at a time
 _WIDEST = 2048  # pixels; a wider region is no crowd of cells, and is not split by distance
+_LEAST_NECK = 1.0  # pixels; finer steps of the distance come from the grid
 _CELL = 1024  # pixels; regions that start in one cell of this size are split together
 
 
@@ -45,7 +46,10 @@ class SplittingSettings(Settings):
         "None: contour where the network has that class, else distance",
     )
     neck: float = Field(
-        default=1.0, gt=0.0, description="distance only: pixels by which a neck is narrower than both sides"
+        default=0.85,
+        gt=0.0,
+        lt=1.0,
+        description="distance only: objects part where they are narrower than this share of the smaller's width",
     )
 
 
@@ -93,7 +97,7 @@ def split_instances(
 
 
 def label_objects(
-    decided: NDArray[np.uint8], split: Split, smallest: float, growth: float, neck: float = 1.0
+    decided: NDArray[np.uint8], split: Split, smallest: float, growth: float, neck: float = 0.85
 ) -> Labels:
     """Tell objects apart in what `decide` returned, [H, W]; labels 1..n in the order of their first core pixel.
 
@@ -259,19 +263,24 @@ def _split_by_distance(foreground: NDArray[np.bool_], neck: float) -> tuple[Labe
 def _watershed(inside: NDArray[np.bool_], neck: float) -> tuple[Labels, int]:
     """Split the regions of a mask at necks: (labels, how many); every region has one label or more.
 
-    A summit of the distance counts if it stands `neck` or more above its saddle to a higher one (h-maxima,
-    Soille, Morphological Image Analysis, 2nd ed., section 6.3.4), or if it is its region's highest.
+    A summit of the distance d counts if its saddle to a higher one lies below `neck` * d and a pixel or more
+    below d: h-maxima (Soille, Morphological Image Analysis, 2nd ed., section 6.3.4) with a height that grows
+    with the object, so that round cells part and the wavy walls of a large object do not.
     """
     from skimage.morphology import reconstruction
     from skimage.segmentation import watershed
 
     distance = ndimage.distance_transform_edt(inside)
-    lowered = reconstruction(np.maximum(distance - neck, 0), distance)
+    height = np.minimum(np.maximum(distance - _LEAST_NECK, 0), neck * distance)
+    lowered = reconstruction(height, distance)
     everywhere = np.ones((3, 3))
     domes, count = ndimage.label(distance > lowered, structure=everywhere)
-    height = ndimage.maximum(distance - lowered, domes, np.arange(count + 1)) if count else np.zeros(1)
-    kept = np.asarray(height) >= neck - 1e-9
+    drowned = ndimage.maximum(height - lowered, domes, np.arange(count + 1)) if count else np.zeros(1)
+    kept = np.asarray(drowned) >= 0  # its summit is as high as reconstruction began
     kept[0] = False
     summits = np.where(kept, np.cumsum(kept), 0)[domes]
-    labels = np.asarray(watershed(-distance, summits, mask=inside, connectivity=2), dtype=np.int32)
+    # Flooding goes by height, then by age; summits come first and in order, since skimage gives all the same age.
+    levels, first = -distance, summits > 0
+    levels[first] = np.arange(np.count_nonzero(first)) - distance.size - distance.max()
+    labels = np.asarray(watershed(levels, summits, mask=inside, connectivity=2), dtype=np.int32)
     return labels, int(kept.sum())
