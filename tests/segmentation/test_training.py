@@ -1,4 +1,6 @@
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +23,13 @@ from nvcim.segmentation import (
     score_set,
     train,
 )
+from nvcim.segmentation.augmentation import prepare_image, whole_crop
+from nvcim.segmentation.losses import segmentation_loss
+from nvcim.segmentation.training import drawing_chances
 
 NETWORK = FCNSettings(width=8, depth=3, descriptor_dim=32, fused_width=16)
 QUICK = TrainingSettings(steps=4, batch=2, crop=32, device="cpu")
+BARE = {"kind_balance": 0.0, "size_bias": 0.0}
 TISSUE = TissueSettings(height=112, width=112, malignant_share=0.25, crowding=0.45)
 
 
@@ -110,6 +116,94 @@ def test_every_step_is_reported_and_none_is_lost_between_stages(name: str, steps
     )  # fmt: skip
     assert seen == [(i, steps) for i in range(1, steps + 1)]
     assert len(log.losses) == steps
+
+
+@pytest.mark.parametrize("name", ["float", "inq-4", "ttq", "dorefa-2"])
+@pytest.mark.parametrize("last", [3, 5, 8])
+def test_a_killed_training_goes_on_to_the_same_weights(name: str, last: int, tmp_path: Path) -> None:
+    images = generate_tissue(3, TissueSettings(height=48, width=48), seed=0)
+    small = FCNSettings(width=4, depth=1, descriptor_dim=8, fused_width=8)
+    settings = QUICK.model_copy(update={"steps": 9, "checkpoint_every": 2, "validate_every": 2})
+
+    def run(on_step: Callable[[int, int, float], None] | None, path: Path | None) -> tuple[object, ...]:
+        model = ResidualFCN(small, seed=0)
+        quantizer = quantizer_named(name)
+        log = train(
+            model, images[1:], settings, 3, quantizer, on_step, validation=images[:1], checkpoint=path
+        )
+        return model.state_dict(), log.losses, log.validations
+
+    def kill(done: int, total: int, loss: float) -> None:
+        if done == last:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(kill, path)
+    seen: list[int] = []
+    resumed = run(lambda done, *_: seen.append(done), path)
+    whole = run(None, None)
+    assert seen[0] == last // 2 * 2 + 1
+    assert resumed[1:] == whole[1:]
+    assert isinstance(resumed[0], dict)
+    assert isinstance(whole[0], dict)
+    assert all(torch.equal(resumed[0][key], whole[0][key]) for key in whole[0])
+
+
+def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    images = generate_tissue(1, TissueSettings(height=48, width=48), seed=0)
+    path = tmp_path / "checkpoint.pt"
+    settings = QUICK.model_copy(update={"checkpoint_every": 1})
+    train(ResidualFCN(NETWORK), images, settings, 0, checkpoint=path)
+    for changes, seed in (({}, 1), ({"steps": 5}, 0)):
+        with pytest.raises(ModelError, match="other settings, seed or images"):
+            train(ResidualFCN(NETWORK), images, settings.model_copy(update=changes), seed, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ModelError, match=r"checkpoint\.pt: cannot be read"):
+        train(ResidualFCN(NETWORK), images, settings, 0, checkpoint=path)
+
+
+def test_training_stops_early_and_keeps_the_best_weights() -> None:
+    # Trained on noise, whose labels say nothing of other noise, the validation loss soon rises.
+    def noise(seed: int) -> LabelledImage:
+        draw = np.random.default_rng(seed)
+        instances = np.zeros((40, 40), dtype=np.int32)
+        row, column = draw.integers(0, 20, 2)
+        instances[row : row + 18, column : column + 18] = 1
+        return LabelledImage(str(seed), draw.integers(0, 256, (40, 40, 3), dtype=np.uint8), instances)
+
+    settings = TrainingSettings(
+        steps=400, batch=2, crop=32, learning_rate=2e-2, validate_every=5, patience=3, device="cpu"
+    )
+    model = ResidualFCN(FCNSettings(width=4, depth=1, descriptor_dim=8, fused_width=8))
+    log = train(model, [noise(0)], settings, validation=[noise(1), noise(2)])
+    losses = [loss for _, loss in log.validations]
+    best = losses.index(min(losses))
+    assert len(log.losses) < 400
+    assert len(losses) == best + 1 + 3
+    total = 0.0
+    with torch.inference_mode():
+        for image in (noise(1), noise(2)):
+            pixels, classes = whole_crop(prepare_image(image, 3, 3), 64)
+            logits, _ = model(pixels[None])
+            total += float(segmentation_loss(logits, classes[None], torch.tensor([1.0, 1.0, 3.0]), 0.0))
+    assert total / 2 == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_kinds_are_drawn_in_balance_and_large_images_more_often() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (20, 20, 1), dtype=np.uint8).repeat(3, axis=2)
+    pixels = [grey, grey, grey, np.tile(np.array([200, 40, 120], dtype=np.uint8), (40, 20, 1))]
+    images = [
+        prepare_image(LabelledImage(str(i), p, np.ones(p.shape[:2], dtype=np.int32)), 3, 3)
+        for i, p in enumerate(pixels)
+    ]
+    for changes, expected in (
+        ({}, [1 / 4] * 4),
+        ({"kind_balance": 1.0}, [1 / 6, 1 / 6, 1 / 6, 1 / 2]),
+        ({"size_bias": 1.0}, [1 / 5, 1 / 5, 1 / 5, 2 / 5]),
+    ):
+        chances = drawing_chances(images, TrainingSettings().model_copy(update=BARE | changes))
+        assert (chances / chances.sum()).tolist() == pytest.approx(expected)
 
 
 def test_images_smaller_than_the_crop_train() -> None:

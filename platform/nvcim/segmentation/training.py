@@ -155,6 +155,16 @@ def train(
     )
 
 
+def drawing_chances(images: Sequence[PreparedImage], settings: TrainingSettings) -> Tensor:
+    """How often each image is drawn, up to a common factor, [images]."""
+    areas = torch.tensor([float(image.classes.numel()) for image in images])
+    chances = areas.pow(settings.size_bias)
+    coloured = torch.tensor([image.coloured for image in images])
+    for kind in (coloured, ~coloured):
+        chances[kind] /= max(int(kind.sum()), 1) ** settings.kind_balance
+    return chances
+
+
 class _Run:
     """One training: the prepared images, and the state that a checkpoint holds."""
 
@@ -174,7 +184,7 @@ class _Run:
         self.validation = _prepare(model, validation)
         maps = [image.classes for image in self.images]
         self.weights = class_weights(settings.class_weights, maps, model.settings.classes).to(self.device)
-        self.chances = _chances(self.images, settings)
+        self.chances = drawing_chances(self.images, settings)
         self.generator = named_generator(seed, "segmentation", "crops")
         self.half = settings.mixed_precision and self.device.type == "cuda"
         self.progress = _Progress()
@@ -332,16 +342,6 @@ def _prepare(model: SegmentationNetwork, images: Sequence[LabelledImage]) -> lis
         if id(image) not in prepared:
             prepared[id(image)] = prepare_image(image, classes, width)
     return [prepared[id(image)] for image in images]
-
-
-def _chances(images: Sequence[PreparedImage], settings: TrainingSettings) -> Tensor:
-    """How often each image is drawn, up to a common factor, [images]."""
-    areas = torch.tensor([float(image.classes.numel()) for image in images])
-    chances = areas.pow(settings.size_bias)
-    coloured = torch.tensor([image.coloured for image in images])
-    for kind in (coloured, ~coloured):
-        chances[kind] /= max(int(kind.sum()), 1) ** settings.kind_balance
-    return chances
 
 
 def _steps_per_stage(steps: int, trains: Sequence[bool]) -> list[int]:
