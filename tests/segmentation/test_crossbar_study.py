@@ -12,7 +12,15 @@ from nvcim.data.tissue import TissueSettings, generate_tissue
 from nvcim.errors import ConfigError, DataError, DeviceError
 from nvcim.quantization import INQ
 from nvcim.randomness import named_generator
-from nvcim.segmentation.crossbar_study import CrossbarStudySettings, crossbar_rows, varies, weight_error
+from nvcim.segmentation.crossbar_study import (
+    CrossbarStudySettings,
+    Row,
+    crossbar_rows,
+    curves,
+    level_rows,
+    varies,
+    weight_error,
+)
 from nvcim.segmentation.crossbar_weights import crossbar_inq, on_crossbars
 from nvcim.segmentation.fcn import FCNSettings, ResidualFCN
 from nvcim.segmentation.instances import predict
@@ -41,6 +49,12 @@ def images() -> list[LabelledImage]:
 @pytest.fixture(scope="module")
 def model() -> SegmentationNetwork:
     return ResidualFCN(TINY, seed=1).eval()
+
+
+@pytest.fixture(scope="module")
+def scored(images: list[LabelledImage], model: SegmentationNetwork) -> list[Row]:
+    """The study that several tests look at."""
+    return crossbar_rows({"a": model}, images, SETTINGS, 7)
 
 
 def quantized(config: CrossbarConfig) -> SegmentationNetwork:
@@ -87,26 +101,23 @@ def test_a_study_scores_digital_weights_once_and_each_chip_of_each_point(
 
 
 def test_rows_depend_on_their_own_model_point_and_chip_alone(
-    images: list[LabelledImage], model: SegmentationNetwork
+    images: list[LabelledImage], model: SegmentationNetwork, scored: list[Row]
 ) -> None:
-    other = ResidualFCN(TINY, seed=2)
-    rows = crossbar_rows({"a": model, "b": other}, images, SETTINGS, 7)
-    alone = crossbar_rows({"b": other}, images, SETTINGS, 7)
-    assert alone == [row for row in rows if row["model"] == "b"]
+    both = crossbar_rows({"b": ResidualFCN(TINY, seed=2), "a": model}, images, SETTINGS, 7)
+    assert [row for row in both if row["model"] == "a"] == scored
     fewer = SETTINGS.model_copy(
         update={"devices": ("RRAM4",), "sigmas": (0.2,), "chips": 1, "weight_bits": ()}
     )
-    wanted = [r for r in rows if (r["model"], r.get("sigma"), r.get("chip")) == ("a", 0.2, 0)]
+    wanted = [r for r in scored if (r["model"], r.get("sigma"), r.get("chip")) == ("a", 0.2, 0)]
     assert crossbar_rows({"a": model}, images, fewer, 7)[1] == wanted[0]
     assert crossbar_rows({"a": model}, images, fewer, 8)[1] != wanted[0]
 
 
 def test_scores_and_errors_are_those_of_the_chip(
-    images: list[LabelledImage], model: SegmentationNetwork
+    images: list[LabelledImage], model: SegmentationNetwork, scored: list[Row]
 ) -> None:
-    rows = crossbar_rows({"a": model}, images, SETTINGS, 7)
     config = SETTINGS.crossbar
-    row = next(r for r in rows if (r.get("device"), r.get("sigma"), r.get("chip")) == ("RRAM4", 0.2, 1))
+    row = next(r for r in scored if (r.get("device"), r.get("sigma"), r.get("chip")) == ("RRAM4", 0.2, 1))
     chip = on_crossbars(model, config, named_generator(7, "segmentation", "crossbar", 1))
     assert isinstance(chip, SegmentationNetwork)
     scores = score_set([(predict(chip, images[0].pixels), images[0].instances)], [images[0].name]).pooled
@@ -116,11 +127,8 @@ def test_scores_and_errors_are_those_of_the_chip(
     assert row["weight_error"] > row["level_error"] > 0
 
 
-def test_without_variation_the_measured_error_is_the_one_worked_out(
-    images: list[LabelledImage], model: SegmentationNetwork
-) -> None:
-    rows = crossbar_rows({"a": model}, images, SETTINGS, 7)
-    still = [r for r in rows[1:] if r["sigma"] == 0 or r["device"] == "Ideal2"]
+def test_without_variation_the_measured_error_is_the_one_worked_out(scored: list[Row]) -> None:
+    still = [r for r in scored[1:] if r["sigma"] == 0 or r["device"] == "Ideal2"]
     assert len(still) == 3
     for row in still:
         assert row["weight_error"] == pytest.approx(row["level_error"], rel=1e-4)
@@ -197,3 +205,47 @@ def test_what_cannot_be_scored_is_refused(images: list[LabelledImage], model: Se
         crossbar_rows({"a": model}, images, SETTINGS.model_copy(update={"weight_bits": (1,)}), 0)
     with pytest.raises(DeviceError, match="RRAM9"):
         crossbar_rows({"a": model}, images, SETTINGS.model_copy(update={"devices": ("RRAM9",)}), 0)
+
+
+def test_level_rows_are_the_errors_that_scored_chips_have(
+    model: SegmentationNetwork, scored: list[Row]
+) -> None:
+    rows = level_rows({"a": model}, SETTINGS, bits=(3, 5))
+    assert len(rows) == 2 * 2 * 2 * 2  # devices, sigmas, bits, steps
+    assert {row["basis"] for row in rows} == {"modelled"}
+    for row in scored[1:]:
+        place = {name: row[name] for name in ("device", "sigma", "weight_bits", "step")}
+        (modelled,) = (r for r in rows if place.items() <= r.items())
+        assert modelled["level_error"] == row["level_error"]
+        # A chip has some thousands of weights, each with errors of its own.
+        assert row["weight_error"] == pytest.approx(modelled["expected_error"], rel=0.1)
+        assert modelled["expected_error"] >= modelled["spread_error"]
+
+
+def _row(model: str, score: float, step: str = "largest", **place: object) -> dict[str, object]:
+    return {
+        "model": model,
+        "arithmetic": "crossbar",
+        "device": "D",
+        "step": step,
+        "object_f1": score,
+        **place,
+    }
+
+
+def test_curves_gather_chips_along_one_axis() -> None:
+    rows = [
+        {"model": "a", "arithmetic": "ideal", "object_f1": 0.9},
+        _row("a", 0.5, sigma=0.1, weight_bits=8),
+        _row("a", 0.7, sigma=0.1, weight_bits=8),
+        _row("a", 0.8, sigma=0.0, weight_bits=8),
+        _row("a", 0.4, sigma=0.1, weight_bits=4),
+        _row("a", 0.85, step="by_error", sigma=0.0, weight_bits=8),
+    ]
+    largest, by_error = curves(rows, "sigma")
+    assert (largest.axis, largest.low, largest.high) == ((0.0, 0.1), (0.8, 0.5), (0.8, 0.7))
+    assert largest.mean == pytest.approx((0.8, 0.6))
+    assert (largest.chips, largest.fixed, largest.ideal) == ((1, 2), ("weight_bits", 8), 0.9)
+    assert (by_error.step, by_error.mean) == ("by_error", pytest.approx((0.85, 0.6)))
+    (bits,) = curves(rows, "weight_bits")
+    assert (bits.axis, bits.fixed, bits.mean) == ((4, 8), ("sigma", 0.1), pytest.approx((0.4, 0.6)))

@@ -9,6 +9,7 @@ which makes a matrix wider, moves the draws of its layer.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 from pydantic import Field
@@ -129,6 +130,104 @@ def crossbar_rows(
     return rows
 
 
+def level_rows(
+    models: Mapping[str, nn.Module], settings: CrossbarStudySettings, bits: Sequence[int] = (4, 5, 6, 8)
+) -> list[Row]:
+    """What the weights themselves lose, without a chip or an image: every device, sigma, number of bits and step.
+
+    Closed forms (`level_fit`) over each model's convolutions, so the whole product costs less than one scored chip.
+
+    Args:
+        models: by name.
+        settings: its devices, sigmas and base config.
+        bits: of the cells' integers.
+
+    Returns:
+        Rows of model, device, sigma, weight_bits, step ("largest", "power_of_two"), level_error, spread_error,
+        expected_error (root of the sum of both's squares), zeroed and basis "modelled"; errors as in `crossbar_rows`.
+
+    Raises:
+        ConfigError, DeviceError: a crossbar that cannot be made.
+    """
+    rows = []
+    base = settings.crossbar.model_dump()
+    for name, model in models.items():
+        digital = inference_copy(model)
+        for device, sigma, count in product(settings.devices, settings.sigmas, bits):
+            where: Row = {"device": device, "sigma": sigma, "weight_bits": count}
+            config = parse_settings({**base, **where}, CrossbarConfig, "crossbar study")
+            for step in _steps_of(config):
+                fits = _fits(digital, config, dict.fromkeys((n for n, _ in _convolutions(digital)), step))
+                spread = _pooled([(n, fit.relative_spread) for n, fit in fits])
+                about = _about_levels(fits)
+                expected = math.hypot(about["level_error"], spread)
+                errors = {**about, "spread_error": spread, "expected_error": expected, "basis": "modelled"}
+                rows.append({"model": name, **where, "step": step, **errors})
+    return rows
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A score along one axis of the study, everything else fixed; one entry per place on the axis, ascending.
+
+    mean, low and high are over chips; ideal is the model's score on digital arithmetic.
+    """
+
+    model: str
+    device: str
+    step: str
+    fixed: tuple[str, float]
+    axis: tuple[float, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    chips: tuple[int, ...]
+    ideal: float
+
+
+def curves(
+    rows: Sequence[Row], axis: Literal["sigma", "weight_bits"], score: str = "object_f1"
+) -> list[Curve]:
+    """Put rows of `crossbar_rows` in order for a figure: a curve per model, device, step and value of the other axis.
+
+    A `by_error` curve takes the `largest` row where its own was left out as the same. Curves of one place are dropped.
+
+    Args:
+        rows: of `crossbar_rows`, in any order.
+        axis: what runs along the curve.
+        score: the column.
+    """
+    other = "weight_bits" if axis == "sigma" else "sigma"
+    ideal = {row["model"]: row[score] for row in rows if row["arithmetic"] == "ideal"}
+    places: dict[tuple[str, str, str, float], dict[float, list[float]]] = {}
+    for row in rows:
+        if row["arithmetic"] == "crossbar":
+            key = (row["model"], row["device"], row["step"], row[other])
+            places.setdefault(key, {}).setdefault(row[axis], []).append(row[score])
+    found = []
+    for (model, device, step, value), own in places.items():
+        same = places.get((model, device, "largest", value), {}) if step == "by_error" else {}
+        along = sorted((same | own).items())
+        if len(along) < 2:
+            continue
+        scores = [tuple(kept) for _, kept in along]
+        found.append(
+            Curve(
+                model=model,
+                device=device,
+                step=step,
+                fixed=(other, value),
+                axis=tuple(place for place, _ in along),
+                mean=tuple(math.fsum(kept) / len(kept) for kept in scores),
+                low=tuple(min(kept) for kept in scores),
+                high=tuple(max(kept) for kept in scores),
+                chips=tuple(len(kept) for kept in scores),
+                ideal=ideal[model],
+            )
+        )
+    return found
+
+
 def _point_rows(
     model: SegmentationNetwork,
     images: Sequence[LabelledImage],
@@ -152,8 +251,7 @@ def _point_rows(
         "cell_bits": config.cell().bits,
         "step": point.step,
         "reference_columns": columns,
-        "level_error": _pooled([(count, fit.relative_error) for count, fit in fits]),
-        "zeroed": sum(count * fit.zeroed for count, fit in fits) / sum(count for count, _ in fits),
+        **_about_levels(fits),
     }
     rows = []
     for chip in range(settings.chips if varies(config) else 1):
@@ -205,6 +303,18 @@ def _fits(model: nn.Module, config: CrossbarConfig, steps: Mapping[str, Step]) -
         (conv.weight.numel(), level_fit(matrix_of(conv), config, steps.get(name, "largest")))
         for name, conv in _convolutions(model)
     ]
+
+
+def _about_levels(fits: Sequence[tuple[int, LevelFit]]) -> Row:
+    """What rounding and leakage cost, over all layers."""
+    return {
+        "level_error": _pooled([(count, fit.relative_error) for count, fit in fits]),
+        "zeroed": sum(count * fit.zeroed for count, fit in fits) / sum(count for count, _ in fits),
+    }
+
+
+def _steps_of(config: CrossbarConfig) -> tuple[Step, ...]:
+    return ("largest",) if config.scale_per == "column" else ("largest", "power_of_two")
 
 
 def _convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:

@@ -45,6 +45,9 @@ Step = Literal["largest", "power_of_two"]
 
 _BINS = 1024
 
+# A reference column must leave at most this share of the error, for the column of cells that it costs.
+_WORTH = 0.95
+
 
 @dataclass(frozen=True)
 class CellTable:
@@ -231,7 +234,9 @@ def on_levels(matrix: Tensor, config: CrossbarConfig, magnitudes: Sequence[int])
 
 
 def steps_by_error(model: nn.Module, config: CrossbarConfig) -> dict[str, Step]:
-    """For every convolution of a model the step with the smaller expected error; a tie keeps the largest weight's.
+    """For every convolution of a model the step with the smaller expected error.
+
+    A power of two must err less by a twentieth, since it costs a column.
 
     Raises:
         ConfigError: as `array_integers`.
@@ -245,7 +250,7 @@ def steps_by_error(model: nn.Module, config: CrossbarConfig) -> dict[str, Step]:
             found[name] = "largest"
             continue
         errors = {s: level_fit(matrix, config, s).expected_error for s in ("largest", "power_of_two")}
-        found[name] = "power_of_two" if errors["power_of_two"] < errors["largest"] else "largest"
+        found[name] = "power_of_two" if errors["power_of_two"] < _WORTH * errors["largest"] else "largest"
     return found
 
 
