@@ -32,5 +32,6 @@ def quantize_unit(values: Tensor, bits: int) -> Tensor:
 
     values: any shape, 0..1; returns the same shape.
     """
-    top = 2**bits - 1
+    # Divided by a tensor: CUDA turns a division by a number into a product with its reciprocal, an ulp off.
+    top = torch.full((), 2**bits - 1, dtype=values.dtype, device=values.device)
     return straight_through(values, torch.round(values.detach() * top) / top)
