@@ -93,9 +93,10 @@ def _draw_card(
         facts.append(f"uncertainty {suggestion.uncertainty:.4f}")
     if suggestion.represents is not None:
         facts.append(f"stands for {suggestion.represents} of {found.rest}")
+    line = ", ".join(facts)
     if nearest is not None:
-        facts.append(f"nearest annotated: {nearest[0]} ({nearest[1]:.3f})")
-    line = _fitted(draw, ", ".join(facts), _font(_SMALL), width)
+        line += f", nearest annotated ({nearest[1]:.3f}): "
+        line += _fitted(draw, nearest[0], _font(_SMALL), width - draw.textlength(line, _font(_SMALL)))
     draw.text((left, upper + 28), line, _GREY, _font(_SMALL))
     picture = _fit(found.images[suggestion.name])
     sheet.paste(picture, (left, upper + 54))
@@ -134,7 +135,7 @@ def _font(size: int) -> _Font:
     return ImageFont.load_default(size)
 
 
-def _fitted(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: int) -> str:
+def _fitted(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: float) -> str:
     """The text, with its middle left out where it is wider than `width` pixels."""
     if draw.textlength(text, font) <= width:
         return text
