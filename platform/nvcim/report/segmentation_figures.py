@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from nvcim.report.comparison_figures import faint
 from nvcim.report.figures import Figure
 from nvcim.report.groups import Row, basis_of, distinct, mean, spread, values, where
-from nvcim.report.segmentation_tables import STRATEGY_ORDER, in_quantizer_order
+from nvcim.report.segmentation_tables import STRATEGY_ORDER, capital, in_quantizer_order
 from nvcim.report.style import WIDE, colours, markers, styled
 from nvcim.sweeps.segmentation_overlays import figure_name, panel_weights
 from nvcim.sweeps.segmentation_settings import BUDGET, EVERYTHING, FLOAT, FULL, GRID
@@ -19,13 +19,11 @@ _WHOLE = "whole pool"
 def score_figures(rows: Sequence[Row]) -> list[Figure]:
     """Bars by quantizer, budget curves, memory against score; rows of `segmentation_scores`."""
     made = []
-    for column, measure in MEASURES.items():
-        grid = where(rows, part=GRID)
-        if grid:
-            made.append(_quantizer_bars(grid, column, measure))
-        curve = where(rows, part=BUDGET)
-        if len({row["annotated"] for row in curve}) > 1:
-            made.append(_budget_curve(curve, column, measure))
+    grid, curve = where(rows, part=GRID), where(rows, part=BUDGET)
+    if grid:
+        made += [_quantizer_bars(grid, column, measure) for column, measure in MEASURES.items()]
+    if len({row["annotated"] for row in curve}) > 1:
+        made += [_budget_curve(curve, column, measure) for column, measure in MEASURES.items()]
     for part, title in ((FULL, "trained on the whole pool"), (GRID, "trained on QSA's images")):
         own = [row for row in where(rows, part=part) if part == FULL or strategy_of(row) == "QSA"]
         if own:
@@ -102,12 +100,10 @@ def _quantizer_bars(rows: Sequence[Row], column: str, measure: str) -> Figure:
         )
     means = {name: mean(values(where(rows, quantizer=name), column)) or 0.0 for name in quantizers}
     best = max(means, key=lambda name: means[name])
-    title = f"{measure}: {best} has the highest mean, {means[best]:.3f}"
+    title = f"{capital(measure)}: {best} has the highest mean, {means[best]:.3f}"
     if FLOAT in means and best != FLOAT:
         title += f" (float {means[FLOAT]:.3f})"
-    styled(
-        plot, title, "weights of the segmentation networks", f"{measure}, 0..1 (higher is better)", height=460
-    )
+    styled(plot, title, "weights of the segmentation networks", f"{measure} (high is good)", height=460)
     plot.update_layout(meta=WIDE, bargap=0.2)
     note = "Bars: mean over seeds, pooled over each seed's held-back images; whiskers: standard deviation over seeds."
     return Figure(plot, basis_of(rows), note)
@@ -155,8 +151,8 @@ def _budget_curve(rows: Sequence[Row], column: str, measure: str) -> Figure:
             x=[None], y=[None], mode="lines", line={"color": "#555", "dash": "dash"}, name=_WHOLE
         )
         ends.append(f"{_WHOLE} {level:.3f}")
-    title = f"{measure} at the final budget: {', '.join(ends)}"
-    styled(plot, title, "annotated images", f"{measure}, 0..1 (higher is better)")
+    title = f"{capital(measure)} at the final budget: {', '.join(ends)}"
+    styled(plot, title, "annotated images", f"{measure} (high is good)")
     note = (
         "One float network trained on each round's images. Bands: one standard deviation over seeds to either side of "
         "the mean; all strategies share a seed's start set."
@@ -168,23 +164,20 @@ def _memory_scatter(rows: Sequence[Row], about: str) -> Figure:
     """Object Dice against the weights' bytes on disk, a mark per quantizer and number of networks."""
     plot = go.Figure()
     quantizers = in_quantizer_order(row["quantizer"] for row in rows)
-    colour = colours(quantizers)
     counts = sorted(distinct(rows, "networks"))
-    marker = markers(f"{count:03d}" for count in counts)
-    for name in quantizers:
-        own = where(rows, quantizer=name)
-        groups = [where(own, networks=count) for count in counts]
+    names = {count: "1 network" if count == 1 else f"{count} networks" for count in counts}
+    colour, marker = colours(names.values()), markers(names.values())
+    for count in counts:
+        groups = [where(rows, quantizer=name, networks=count) for name in quantizers]
         plot.add_scatter(
             x=[(mean(values(group, "weight_bytes")) or 0.0) / 1024 for group in groups],
             y=[mean(values(group, "object_dice")) for group in groups],
             error_y={"type": "data", "array": [spread(values(group, "object_dice")) for group in groups]},
-            mode="markers",
-            marker={
-                "color": colour[name],
-                "symbol": [marker[f"{count:03d}"] for count in counts],
-                "size": 11,
-            },
-            name=name,
+            mode="markers+text",
+            text=quantizers,
+            textposition="middle right",
+            marker={"color": colour[names[count]], "symbol": marker[names[count]], "size": 11},
+            name=names[count],
         )
     sizes = {
         name: mean(values(where(rows, quantizer=name, networks=counts[0]), "weight_bytes")) or 0.0
@@ -194,7 +187,7 @@ def _memory_scatter(rows: Sequence[Row], about: str) -> Figure:
     title = f"Networks {about}: {small} is smallest, {sizes[small] / 1024:.0f} KiB a network"
     if FLOAT in sizes and small != FLOAT:
         title += f", {sizes[FLOAT] / sizes[small]:.1f} times less than float"
-    styled(plot, title, "weights on disk, KiB (logarithmic)", "object Dice, 0..1 (higher is better)")
+    styled(plot, title, "weights on disk, KiB (logarithmic)", "object Dice (high is good)")
     plot.update_xaxes(type="log")
     shapes = ", ".join(f"{marker[f'{count:03d}']} {count}" for count in counts)
     note = (
@@ -232,6 +225,6 @@ def _crossbar_lines(
         )
         ends.append(f"{model} {mean(groups[0]) or 0.0:.3f} to {mean(groups[-1]) or 0.0:.3f}")
     title = f"{where_from}: object Dice {', '.join(ends)}"
-    styled(plot, title, _CROSSBAR_AXES[column], "object Dice, 0..1 (higher is better)", height=460)
+    styled(plot, title, _CROSSBAR_AXES[column], "object Dice (high is good)", height=460)
     note = "Whiskers: standard deviation over chips and seeds. In brackets: the same networks on digital arithmetic."
     return Figure(plot, basis_of(rows), note)

@@ -1,6 +1,5 @@
 """A segmentation comparison as tables of text: verdicts on the paper's claims, scores, differences, budget, memory."""
 
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nvcim.report.crossbar_tables import TextTable
@@ -95,8 +94,8 @@ def test_note(seeds: int) -> str:
     """How differences are told apart, and what so few seeds can tell."""
     return (
         f"Told apart: two-sided paired t-test over {seeds} seed{'s' * (seeds != 1)} (all arms of a seed share its "
-        f"split, start set and initial weights), p < {LEVEL:g}, not corrected for the number of comparisons; with fewer than "
-        f"{FEWEST_SEEDS} seeds nothing is. A sign-flip permutation test of {seeds} pairs cannot go below p = "
+        f"split, start set and initial weights), p < {LEVEL:g}, not corrected for the number of comparisons; with "
+        f"fewer than {FEWEST_SEEDS} seeds nothing is. A sign-flip permutation test of {seeds} pairs cannot go below p = "
         f"{2 / 2**seeds:.2g}, so a p below that rests on the differences being normal."
     )
 
@@ -107,7 +106,7 @@ def part_table(rows: Sequence[Row], part: str, title: str) -> TextTable:
     lines = [
         (
             *_named(arm),
-            *(_cell(values(group, column)) for column in _SHOWN),
+            *(_cell(values(group, column), _digits(column)) for column in _SHOWN),
             str(len(group)),
             str(sum(row["one_side_empty"] for row in group)),
         )
@@ -133,7 +132,7 @@ def budget_tables(rows: Sequence[Row]) -> list[TextTable]:
                 lines.append((strategy, *cells))
         shares = {row["annotated"]: row["annotated_share"] for row in own}
         heads = [f"{count} ({shares[count]:.0%})" for count in counts]
-        title = f"{measure} by annotated images: one float network on each round's images (measured)"
+        title = f"{capital(measure)} by annotated images: one float network on each round's images (measured)"
         made.append(TextTable(title, ("images chosen by", *heads), lines, [POOLED_NOTE]))
     return made
 
@@ -210,7 +209,10 @@ def crossbar_tables_of(run: RunFolder) -> list[TextTable]:
     lines = [
         (
             *("" if part is None else f"{part:g}" if isinstance(part, float) else str(part) for part in key),
-            *(_cell(values(own, column)) for column in ("object_f1", "object_dice", "object_hausdorff")),
+            *(
+                _cell(values(own, column), _digits(column))
+                for column in ("object_f1", "object_dice", "object_hausdorff")
+            ),
             _cell(values(own, "weight_error")),
             _cell(values(own, "zeroed")),
         )
@@ -250,6 +252,11 @@ def by_arm(rows: Sequence[Row]) -> list[tuple[Arm, list[Row]]]:
     return sorted(groups.items(), key=lambda item: _order(item[0]))
 
 
+def capital(text: str) -> str:
+    """A text with its first letter large, for a title."""
+    return text[:1].upper() + text[1:]
+
+
 def in_quantizer_order(names: Iterable[str]) -> list[str]:
     """Float first, then by kind, each from few bits to many."""
     return sorted(set(names), key=lambda name: (name != FLOAT, name))
@@ -278,12 +285,16 @@ def _difference_cells(found: Difference | None) -> tuple[str, str, str]:
     )
 
 
-def _cell(numbers: Sequence[float]) -> str:
+def _digits(column: str) -> int:
+    """Digits behind the point: one for pixels, three for shares."""
+    return 1 if column.endswith("hausdorff") else 3
+
+
+def _cell(numbers: Sequence[float], digits: int = 3) -> str:
     """`mean` or `mean ± standard deviation`."""
-    if not numbers:
+    middle = mean(numbers)
+    if middle is None:
         return ""
-    middle = mean(numbers) or 0.0
-    digits = 1 if abs(statistics.fmean(numbers)) >= 10 else 3
     return (
         f"{middle:.{digits}f} ± {spread(numbers):.{digits}f}" if len(numbers) > 1 else f"{middle:.{digits}f}"
     )

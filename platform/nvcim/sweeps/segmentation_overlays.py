@@ -66,7 +66,7 @@ def outlined(
     """Draw the truth's outlines, and over them those of what was found; small images are enlarged, uint8 [h, w, 3]."""
     times = max(1, -(-_SMALLEST_SIDE // min(truth.shape)))
     drawn = pixels.repeat(times, axis=0).repeat(times, axis=1)
-    width = max(min(drawn.shape[:2]) // 250, 1)
+    width = max(min(drawn.shape[:2]) // 160, 1)
     for labels, colour in ((truth, TRUTH), (found, FOUND)):
         if labels is not None:
             drawn[inner_edge(labels.repeat(times, axis=0).repeat(times, axis=1), width)] = colour

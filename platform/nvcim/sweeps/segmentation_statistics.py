@@ -8,14 +8,13 @@ A claim holds, does not hold, or is not told apart; which is computed from the r
 Dice each.
 """
 
-import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from nvcim.sweeps.comparison_statistics import Difference, paired_difference
+from nvcim.sweeps.comparison_statistics import FEWEST_SEEDS, Difference, paired_difference
 from nvcim.sweeps.segmentation_settings import BUDGET, EVERYTHING, FLOAT, FULL, GRID, Strategy
 
 Row = dict[str, Any]
@@ -91,23 +90,6 @@ def arm_scores(rows: Iterable[Row], column: str) -> dict[Arm, dict[int, float]]:
 def spread_of(scores: BySeed) -> float | None:
     """Standard deviation (n - 1) over repetitions; None for one."""
     return statistics.stdev(scores.values()) if len(scores) > 1 else None
-
-
-def sign_flip_p(steps: Sequence[float]) -> float:
-    """Two-sided exact p of paired differences by flipping their signs (Fisher's randomisation test).
-
-    The share of the 2^n ways to flip whose absolute mean is at least as large; never below 2 / 2^n.
-    """
-    total = abs(sum(steps)) - 1e-12
-    flips = itertools.product((1, -1), repeat=len(steps))
-    sums = [abs(sum(sign * step for sign, step in zip(signs, steps, strict=True))) for signs in flips]
-    return sum(found >= total for found in sums) / len(sums)
-
-
-def averaged(arms: Sequence[BySeed]) -> dict[int, float]:
-    """Mean over arms, repetition by repetition; only repetitions that every arm has."""
-    seeds = set.intersection(*(set(arm) for arm in arms)) if arms else set()
-    return {seed: statistics.fmean(arm[seed] for arm in arms) for seed in sorted(seeds)}
 
 
 def pairs(
@@ -306,7 +288,7 @@ def _largest_gain(scores: Mapping[Arm, BySeed], measure: str) -> list[Claim]:
     judgement: Judgement = "not told apart"
     if best.verdict == "above":
         judgement = "holds"
-    elif best.mean <= 0:
+    elif best.mean <= 0 and best.seeds >= FEWEST_SEEDS:
         judgement = "does not hold"
     evidence = (
         f"largest of {len(found)}: {best.mean:+.4f} ({described(arm)}: {best.ours:.4f} against {best.other:.4f}"
