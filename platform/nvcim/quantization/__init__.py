@@ -7,6 +7,7 @@ from nvcim.quantization.inq import INQ, INQSettings
 from nvcim.quantization.packed_files import (
     LayerSize,
     PackedModel,
+    disk_ratio,
     load_packed,
     pack_model,
     packed_sizes,
@@ -41,6 +42,7 @@ __all__ = [
     "Uniform",
     "UniformSettings",
     "WeightMemory",
+    "disk_ratio",
     "inference_copy",
     "load_packed",
     "make_quantizer",

@@ -12,7 +12,7 @@ settings), layers (name -> shape and form), crc32 (of all tensors' bytes, in the
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,6 +215,12 @@ def packed_sizes(path: Path) -> list[LayerSize]:
     sizes.append(LayerSize("(other tensors)", "float", values, rest, rest, rest))
     header = path.stat().st_size - sum(size.disk_bytes for size in sizes)
     return [*sizes, LayerSize("(header)", "json", 0, header, 0, 0)]
+
+
+def disk_ratio(sizes: Iterable[LayerSize]) -> float:
+    """Return how many times smaller the file is than its values in float32, everything in it counted."""
+    held = list(sizes)
+    return sum(size.float32_bytes for size in held) / sum(size.disk_bytes for size in held)
 
 
 def _layer_size(path: Path, name: str, weight: PackedTensor, quantizer: Quantizer) -> LayerSize:
