@@ -118,18 +118,18 @@ def _outputs(
     models: Sequence[SegmentationNetwork], pixels: Sequence[NDArray[np.uint8]], settings: ScoringSettings
 ) -> tuple[Tensor, Tensor]:
     """Probabilities [networks, B, H, W] and descriptors [networks, B, D] of images of one size, on the CPU."""
-    see = _in_tiles if max(pixels[0].shape[:2]) > settings.tile else _whole
-    seen = [see(model, pixels, settings) for model in models]
+    if max(pixels[0].shape[:2]) > settings.tile:
+        seen = [_in_tiles(model, pixels, settings) for model in models]
+    else:
+        colours = normalise_colours(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
+        seen = [_whole(model, colours, settings) for model in models]
     return torch.stack([outputs for outputs, _ in seen]), torch.stack(
         [descriptors for _, descriptors in seen]
     )
 
 
-def _whole(
-    model: SegmentationNetwork, pixels: Sequence[NDArray[np.uint8]], settings: ScoringSettings
-) -> tuple[Tensor, Tensor]:
-    """One network's probabilities [B, H, W] and descriptors [B, D] in one pass."""
-    colours = normalise_colours(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
+def _whole(model: SegmentationNetwork, colours: Tensor, settings: ScoringSettings) -> tuple[Tensor, Tensor]:
+    """One network's probabilities [B, H, W] and descriptors [B, D] of normalised colours [B, 3, H, W]."""
     with torch.inference_mode():
         logits, descriptors = model(colours.to(next(model.parameters()).device))
         return class_probability(logits.softmax(dim=1), settings.uncertainty_of).cpu(), descriptors.cpu()

@@ -252,8 +252,17 @@ def _train(
             ]
         for number, job in enumerate(jobs, start=1):
             what = f"training network {number} of {len(jobs)}"
-            train_member(job, pool.annotated, lambda done, total, loss, what=what: report(what, done, total))
+            train_member(job, pool.annotated, _step_reporter(report, what))
         return load_members([job.out for job in jobs[-settings.networks :]])
+
+
+def _step_reporter(report: OnProgress, what: str) -> Callable[[int, int, float], None]:
+    """Tell of training steps as of progress with `what`."""
+
+    def on_step(done: int, total: int, loss: float) -> None:
+        report(what, done, total)
+
+    return on_step
 
 
 def _suggest_warm(
