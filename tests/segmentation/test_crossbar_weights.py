@@ -17,9 +17,11 @@ from nvcim.segmentation.crossbar_weights import (
     cell_table,
     crossbar_inq,
     level_fit,
+    matrix_of,
     on_crossbars,
     on_levels,
     steps_by_error,
+    with_best_levels,
     with_reference_columns,
 )
 
@@ -315,3 +317,31 @@ def test_the_papers_seven_bits_lose_their_small_powers_on_few_levels() -> None:
     for bits, fit in zip((4, 6, 8), fits, strict=True):
         assert fit.on_grid <= 2 * (bits - 1) + 1
     assert fits[0].zeroed > fits[1].zeroed > fits[2].zeroed > 0
+
+
+@torch.no_grad()
+def test_a_network_on_its_best_levels_is_held_exactly_and_errs_less_with_more_levels() -> None:
+    model, errors = _layers(), []
+    for count in (2, 4, 8):
+        placed = with_best_levels(model, ideal(4), count)
+        chip = on_crossbars(placed, ideal(4), torch.Generator().manual_seed(0))
+        x = gaussian(2, 4, 11, 9)
+        assert torch.allclose(chip(x), placed(x), rtol=1e-4, atol=1e-5)
+        pairs = list(zip(placed.children(), model.children(), strict=True))
+        assert all(
+            len(torch.unique(matrix.abs())) <= count for after, _ in pairs for matrix in _matrices(after)
+        )
+        errors.append(sum(float((a.weight - b.weight).square().sum()) for a, b in pairs))  # type: ignore[union-attr,operator]
+    assert errors[0] > errors[1] > errors[2] > 0
+    # All eight magnitudes: nothing but rounding to the nearest is left, group by group.
+    nearest = 0.0
+    for conv in model:
+        for matrix in _matrices(conv):
+            step = matrix.abs().max() / 7
+            nearest += float(((matrix / step).round() * step - matrix).square().sum())
+    assert errors[2] == pytest.approx(nearest, rel=1e-4)
+
+
+def _matrices(conv: nn.Module) -> Tensor:
+    assert isinstance(conv, nn.Conv2d)
+    return matrix_of(conv)

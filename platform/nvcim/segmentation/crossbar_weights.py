@@ -39,6 +39,7 @@ from nvcim.crossbar.mapping import quantize_symmetric
 from nvcim.crossbar.programming import level_tables
 from nvcim.errors import ConfigError, ModelError
 from nvcim.quantization import INQSettings
+from nvcim.quantization.inference import inference_copy
 
 Step = Literal["largest", "power_of_two"]
 """What decides an array's step: its largest weight, or the next power of two that still holds it."""
@@ -231,6 +232,27 @@ def on_levels(matrix: Tensor, config: CrossbarConfig, magnitudes: Sequence[int])
     level[ratio >= table.top * (1 - 1e-6)] = table.top
     step = matrix.detach().abs().amax() / table.top
     return torch.sign(matrix.detach()) * (level.float() * step)
+
+
+def with_best_levels(model: nn.Module, config: CrossbarConfig, count: int) -> nn.Module:
+    """A copy whose convolutions have their weights on the best `count` magnitudes of the arrays' grid, untrained.
+
+    Every matrix (one per group) has levels of its own; a matrix of zeros stays. See `best_levels`.
+
+    Raises:
+        ConfigError: as `best_levels`.
+        ModelError: as `inference_copy`.
+    """
+    copied = inference_copy(model)
+    for module in copied.modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        placed = [
+            on_levels(matrix, config, best_levels(matrix, config, count)) if bool(matrix.any()) else matrix
+            for matrix in matrix_of(module)
+        ]
+        module.weight.data.copy_(Convolution.of(module).kernels(torch.stack(placed)))
+    return copied
 
 
 def steps_by_error(model: nn.Module, config: CrossbarConfig) -> dict[str, Step]:
