@@ -1,5 +1,6 @@
 """Segmentation of touching objects: residual FCN, training, prediction, and the GlaS contest's metrics."""
 
+from nvcim.segmentation.annotation_rounds import Round, RoundsSettings, annotation_sets, run_rounds
 from nvcim.segmentation.architectures import NetworkSettings, make_network, network_settings_from
 from nvcim.segmentation.ensemble import MemberJob, TrainMembers, load_members, train_member, train_members
 from nvcim.segmentation.fcn import PAPER_FCN, FCNSettings, ResidualFCN
@@ -26,6 +27,7 @@ from nvcim.segmentation.panoptic import JaccardScores, PanopticScores, score_jac
 from nvcim.segmentation.pixel_metrics import PixelScores, score_pixels
 from nvcim.segmentation.prediction_files import predict_files
 from nvcim.segmentation.scoring_files import score_folders, write_scores
+from nvcim.segmentation.suggestive import Suggestion, SuggestionSettings, suggest
 from nvcim.segmentation.training import TrainingLog, TrainingSettings, train
 from nvcim.segmentation.training_files import train_on_folder
 from nvcim.segmentation.unet import UNet, UNetSettings
@@ -45,13 +47,18 @@ __all__ = [
     "PixelScores",
     "PredictionSettings",
     "ResidualFCN",
+    "Round",
+    "RoundsSettings",
     "SegmentationNetwork",
     "SetScores",
+    "Suggestion",
+    "SuggestionSettings",
     "TrainMembers",
     "TrainingLog",
     "TrainingSettings",
     "UNet",
     "UNetSettings",
+    "annotation_sets",
     "find_objects",
     "load_fcn",
     "load_members",
@@ -66,6 +73,7 @@ __all__ = [
     "predict_files",
     "predict_probabilities",
     "predict_with_descriptor",
+    "run_rounds",
     "save_fcn",
     "score_folders",
     "score_jaccard",
@@ -74,6 +82,7 @@ __all__ = [
     "score_panoptic",
     "score_pixels",
     "score_set",
+    "suggest",
     "train",
     "train_member",
     "train_members",
