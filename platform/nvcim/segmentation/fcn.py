@@ -21,16 +21,18 @@ class FCNSettings(OutputSettings):
     """Shape of the network; the default is small enough for two CPU cores.
 
     Stage i of the encoder (i = 0 is the stem, at half the image's size) has width * 2^i channels, at most
-    `max_width` and `descriptor_dim`; the last bottleneck of the last stage widens to `descriptor_dim`. At the
-    lowest resolution that costs little: 1024 instead of 64 channels make a training step of the default
-    about 8 % longer (one thread, crops of 128), a pass over its crossbars 3 %.
+    `max_width` and `descriptor_dim`; the last bottleneck of the last stage widens to `descriptor_dim`.
+
+    The paper's descriptor has 1024 numbers. In this small network that makes a training step about 8 % longer
+    (one thread, crops of 128) but the maps worse: after 400 steps on three quarters of dsb2018, object F1 and
+    Dice of 70 other images were 0.730 and 0.786 with 1024, 0.761 and 0.816 with 64 (means of two seeds).
     """
 
     kind: Literal["fcn"] = "fcn"
     width: int = Field(default=16, ge=4, le=256)
     depth: int = Field(default=4, ge=1, le=6, description="stages after the stem, each halves the size")
     max_width: int = Field(default=64, ge=4, le=4096, description="most channels of a stage")
-    descriptor_dim: int = Field(default=1024, ge=4, le=4096)
+    descriptor_dim: int = Field(default=64, ge=4, le=4096)
     fused_width: int = Field(default=32, ge=4, le=1024, description="channels where all scales meet")
 
 
