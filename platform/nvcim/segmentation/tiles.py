@@ -154,7 +154,7 @@ def _across(seen: Seen, band: Tensor, across: Tiling, overlap: int, batch: int) 
 
     height, step = band.shape[2], across.starts[1]
     # MONAI takes int(size * (1 - overlap)) as its step: half a pixel more keeps it from rounding down.
-    share = 1 - (step + 0.5) / across.size
+    share = max(1 - (step + 0.5) / across.size, 0.0)
     found = sliding_window_inference(
         band,
         (height, across.size),
