@@ -10,6 +10,7 @@ The exit status is 0 also where a limit is missed.
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 # Run as a script, Python would look for `tests` beside this file.
@@ -17,16 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks import bench_main, segmentation_metric_cases, segmentation_quantized_cases  # noqa: E402
+from tests.benchmarks import bench_main  # noqa: E402
 
+# Every file of segmentation cases beside this one, in the order of their names.
+FILES = sorted(path.stem for path in Path(__file__).resolve().parent.glob("segmentation_*_cases.py"))
 BENCHMARK = bench_main.Benchmark(
-    {
-        case.name: case
-        for case in (
-            *segmentation_metric_cases.CASES,
-            *segmentation_quantized_cases.CASES,
-        )
-    },
+    {case.name: case for name in FILES for case in import_module(f"tests.benchmarks.{name}").CASES},
     Path(__file__),
     __doc__,
 )
