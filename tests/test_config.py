@@ -1,6 +1,7 @@
 """Settings from YAML: every complaint is one line that names the field and what is allowed."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
@@ -81,3 +82,33 @@ def test_a_list_is_no_settings(tmp_path: Path) -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Outer().name = "b"  # type: ignore[misc]
+
+
+class Circle(Settings):
+    kind: Literal["circle"] = "circle"
+    radius: int = 1
+
+
+class Square(Settings):
+    kind: Literal["square"] = "square"
+    side: int = 1
+
+
+class Drawing(Settings):
+    shape: Annotated[Circle | Square, Field(discriminator="kind")] = Circle()
+    shapes: tuple[Annotated[Circle | Square, Field(discriminator="kind")], ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("content", "allowed"),
+    [
+        ({"shape": {"kind": "square", "sied": 2}}, "(did you mean 'side'?); allowed: kind, side"),
+        ({"shapes": [{"kind": "circle", "side": 2}]}, "; allowed: kind, radius"),
+    ],
+)
+def test_an_unknown_field_of_a_union_lists_the_chosen_member(
+    content: dict[str, object], allowed: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(content, Drawing, "somewhere")
+    assert str(caught.value).endswith(allowed)

@@ -7,7 +7,7 @@ and `parse_settings`, which turn every pydantic complaint into a one-line `Confi
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -82,14 +82,23 @@ def _first_complaint(error: ValidationError, kind: type[Settings]) -> str:
 
 def _fields_at(kind: type[Settings], path: tuple[int | str, ...]) -> list[str]:
     """Names of the fields of the settings nested at `path` below `kind`."""
-    current: Any = kind
+    nested: list[Any] = [kind]
     for part in path:
-        if part not in current.model_fields:
-            continue  # a place in a list or mapping of settings, whose kind was found a step before
-        annotation = current.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, Settings)]
-        if not nested:
-            return []
-        current = nested[0]
-    return sorted(current.model_fields)
+        # A union's path names the member by its `kind`, a list's or a mapping's its place.
+        tagged = [c for c in nested if "kind" in c.model_fields and c.model_fields["kind"].default == part]
+        holders = [c for c in nested if part in c.model_fields]
+        if tagged:
+            nested = tagged
+        elif holders:
+            found = _settings_in(holders[0].model_fields[part].annotation)
+            if not found:
+                return []
+            nested = found
+    return sorted(nested[0].model_fields)
+
+
+def _settings_in(annotation: Any) -> list[Any]:
+    """The settings that an annotation names: itself, members of a union, items of a list or mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _settings_in(part)]
