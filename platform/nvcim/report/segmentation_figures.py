@@ -189,10 +189,8 @@ def _memory_scatter(rows: Sequence[Row], about: str) -> Figure:
         title += f", {sizes[FLOAT] / sizes[small]:.1f} times less than float"
     styled(plot, title, "weights on disk, KiB (logarithmic)", "object Dice (high is good)")
     plot.update_xaxes(type="log")
-    shapes = ", ".join(f"{marker[f'{count:03d}']} {count}" for count in counts)
-    note = (
-        f"Bytes are read off the files. Whiskers: standard deviation over seeds. Networks by shape: {shapes}."
-    )
+    plot.update_layout(meta=WIDE)
+    note = "Bytes are read off the files, of all networks that are averaged. Whiskers: standard deviation over seeds."
     return Figure(plot, basis_of(rows), note)
 
 

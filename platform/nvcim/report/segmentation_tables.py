@@ -20,19 +20,23 @@ from nvcim.sweeps.segmentation_statistics import (
 )
 
 STRATEGY_ORDER = ("QSA", "SA", "uncertainty", "random", EVERYTHING)
-_SHOWN = {
+_OBJECTS = {
     "object_f1": "F1",
     "object_dice": "Dice",
     "object_hausdorff": "Hausdorff, px",
     "mean_object_f1": "F1 per image",
     "mean_object_dice": "Dice per image",
-    "pixel_dice": "pixel Dice",
-    "aji": "AJI",
-    "pq": "PQ",
 }
+_OTHERS = {"pixel_dice": "pixel Dice", "pixel_iou": "pixel IoU", "aji": "AJI", "pq": "PQ"}
 POOLED_NOTE = (
     "F1, Dice and Hausdorff are the GlaS contest's object metrics, pooled over all held-back images of a seed; 'per "
     "image' are means over images. After ±: standard deviation over seeds."
+)
+
+
+OTHERS_NOTE = (
+    "Pooled over all held-back images of a seed; after ±: standard deviation over seeds. One side empty: images, over "
+    "all seeds, where exactly one of truth and prediction holds no object."
 )
 
 
@@ -57,8 +61,8 @@ def score_tables(run: RunFolder) -> list[TextTable]:
     """Scores of every part, differences between arms, and memory."""
     rows = run.read_table("segmentation_scores").to_pylist()
     made = [
-        part_table(rows, FULL, "Networks trained on the whole pool (measured)"),
-        part_table(rows, GRID, "Networks trained on what SA and QSA had annotated (measured)"),
+        *part_tables(rows, FULL, "Networks trained on the whole pool"),
+        *part_tables(rows, GRID, "Networks trained on what SA and QSA had annotated"),
         *budget_tables(rows),
         difference_table(rows, qsa_less_sa, "QSA less SA, the same segmentation networks (measured)"),
         difference_table(
@@ -95,27 +99,32 @@ def test_note(seeds: int) -> str:
     return (
         f"Told apart: two-sided paired t-test over {seeds} seed{'s' * (seeds != 1)} (all arms of a seed share its "
         f"split, start set and initial weights), p < {LEVEL:g}, not corrected for the number of comparisons; with "
-        f"fewer than {FEWEST_SEEDS} seeds nothing is. A sign-flip permutation test of {seeds} pairs cannot go below p = "
-        f"{2 / 2**seeds:.2g}, so a p below that rests on the differences being normal."
+        f"fewer than {FEWEST_SEEDS} seeds nothing is. A sign-flip permutation test of {seeds} pairs cannot go below p "
+        f"= {2 / 2**seeds:.2g}, so a p below that rests on the differences being normal."
     )
 
 
-def part_table(rows: Sequence[Row], part: str, title: str) -> TextTable:
-    """Mean and spread of every score by arm."""
+def part_tables(rows: Sequence[Row], part: str, about: str) -> list[TextTable]:
+    """Mean and spread of the scores by arm: the contest's metrics, then the others."""
     own = where(rows, part=part)
-    lines = [
-        (
-            *_named(arm),
-            *(_cell(values(group, column), _digits(column)) for column in _SHOWN),
-            str(len(group)),
-            str(sum(row["one_side_empty"] for row in group)),
-        )
-        for arm, group in by_arm(own)
-    ]
-    images = sorted(distinct(own, "images"))
-    notes = [POOLED_NOTE, f"Held-back images scored per seed: {', '.join(map(str, images))}."]
-    columns = ("images chosen by", "weights", "networks", *_SHOWN.values(), "seeds", "one side empty")
-    return TextTable(title, columns, lines, notes)
+    images = ", ".join(str(count) for count in sorted(distinct(own, "images")))
+    scored = f"Held-back images scored per seed: {images}."
+    notes = {"object metrics": [POOLED_NOTE, scored], "other metrics": [OTHERS_NOTE, scored]}
+    made = []
+    for (name, said), shown in zip(notes.items(), (_OBJECTS, _OTHERS), strict=True):
+        lines = [
+            (
+                *_named(arm),
+                *(_cell(values(group, column), _digits(column)) for column in shown),
+                str(len(group)),
+                *((str(sum(row["one_side_empty"] for row in group)),) if shown is _OTHERS else ()),
+            )
+            for arm, group in by_arm(own)
+        ]
+        last = ("seeds", "one side empty") if shown is _OTHERS else ("seeds",)
+        columns = ("images chosen by", "weights", "networks", *shown.values(), *last)
+        made.append(TextTable(f"{about}, {name} (measured)", columns, lines, said))
+    return made
 
 
 def budget_tables(rows: Sequence[Row]) -> list[TextTable]:
