@@ -138,7 +138,9 @@ class TiffImage(ImageRows):
                 f"{path}: a stack of {stacked} pages; save the one to be used as a file of its own"
             )
         if page.photometric not in (_GREY, _INVERTED, _RGB, _PALETTE, _YCBCR):
-            raise DataError(f"{path}: colours are {page.photometric.name}; grey, RGB and palette can be read")
+            raise DataError(
+                f"{path}: colours are {tifffile.PHOTOMETRIC(page.photometric).name}; grey, RGB and palette can be read"
+            )
         if page.dtype is None or page.dtype.kind not in "buif" or page.imagedepth != 1:
             raise DataError(f"{path}: pixels of type {page.dtype}, depth {page.imagedepth} cannot be read")
         if int(page.tags.valueof("Orientation", 1)) != 1:
@@ -215,6 +217,7 @@ class TiffImage(ImageRows):
         page = self._page
         count = page.samplesperpixel
         shape = (count, self.height, self.width) if planes else (self.height, self.width, count)
+        assert page.dtype is not None, "checked when opened"
         stored = page.dtype.newbyteorder(self._file.byteorder)
         try:
             mapped = np.memmap(self._path, stored, mode="r", offset=page.dataoffsets[0], shape=shape)

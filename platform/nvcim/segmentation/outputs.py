@@ -286,4 +286,4 @@ def _perimeters(labels: Labels, band: slice, count: int) -> NDArray[np.float64]:
         for right in (-1, 0, 1):
             if down or right:
                 code += (border[y + down, x + right] == label) * (10 if down and right else 2)
-    return np.bincount(label, _LENGTHS[code], minlength=count + 1)
+    return np.bincount(label, _LENGTHS[code], minlength=count + 1).astype(np.float64)

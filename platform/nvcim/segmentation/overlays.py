@@ -1,7 +1,5 @@
 """Instances drawn on their image."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,13 +17,14 @@ def overlay(pixels: NDArray[np.uint8], instances: NDArray[np.int32]) -> NDArray[
     """
     if pixels.shape != (*instances.shape, 3):
         raise DataError(f"image of shape {pixels.shape} does not fit instances of shape {instances.shape}")
-    colours: NDArray[Any] = np.array(
-        [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0]]
+    colours: NDArray[np.uint8] = np.array(
+        [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0]],
+        dtype=np.uint8,
     )
     colour = colours[(instances - 1) % len(colours)]
-    drawn = pixels.astype(np.float64)
+    drawn = pixels.copy()
     inside = instances > 0
-    drawn[inside] = 0.75 * drawn[inside] + 0.25 * colour[inside]
+    drawn[inside] = np.round(0.75 * pixels[inside] + 0.25 * colour[inside]).astype(np.uint8)
     edge = inner_edge(instances, max(min(instances.shape) // 250, 1))
     drawn[edge] = colour[edge]
-    return np.asarray(np.round(drawn), dtype=np.uint8)
+    return drawn

@@ -272,7 +272,7 @@ def _watershed(inside: NDArray[np.bool_], neck: float) -> tuple[Labels, int]:
 
     distance = ndimage.distance_transform_edt(inside)
     height = np.minimum(np.maximum(distance - _LEAST_NECK, 0), neck * distance)
-    lowered = reconstruction(height, distance)
+    lowered = reconstruction(height, distance)  # type: ignore[no-untyped-call]
     everywhere = np.ones((3, 3))
     domes, count = ndimage.label(distance > lowered, structure=everywhere)
     drowned = ndimage.maximum(height - lowered, domes, np.arange(count + 1)) if count else np.zeros(1)
@@ -282,5 +282,6 @@ def _watershed(inside: NDArray[np.bool_], neck: float) -> tuple[Labels, int]:
     # Flooding goes by height, then by age; summits come first and in order, since skimage gives all the same age.
     levels, first = -distance, summits > 0
     levels[first] = np.arange(np.count_nonzero(first)) - distance.size - distance.max()
-    labels = np.asarray(watershed(levels, summits, mask=inside, connectivity=2), dtype=np.int32)
+    flooded = watershed(levels, summits, mask=inside, connectivity=2)  # type: ignore[no-untyped-call]
+    labels = np.asarray(flooded, dtype=np.int32)
     return labels, int(kept.sum())

@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from nvcim.data import large_images
+from nvcim.data.images import read_instances, write_image
+from nvcim.errors import DataError, ModelError
+from nvcim.segmentation import (
+    FCNSettings,
+    PredictionSettings,
+    ResidualFCN,
+    predict_files,
+    prediction_files,
+    save_fcn,
+)
+from nvcim.segmentation.prediction_files import member_folders
+
+SMALL = FCNSettings(width=4, depth=2, descriptor_dim=12, fused_width=8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (150, 130, 3), dtype=np.uint8)
+EVERYTHING = PredictionSettings(smallest_object=1, certainty=0.0)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save_fcn(ResidualFCN(SMALL, seed=0), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_everything_asked_for_is_written_and_agrees(model: Path, tmp_path: Path) -> None:
+    write_image(PIXELS, tmp_path / "x.png")
+    extras = ("geojson", "objects", "tiff")
+    (found,) = predict_files(model, [tmp_path / "x.png"], tmp_path / "out", EVERYTHING, "cpu", extras)
+    assert found.mask.name == "x.tif"
+    mask = read_instances(found.mask)
+    assert found.objects == mask.max() > 0
+    assert found.geojson is not None
+    assert found.table is not None
+    assert len(json.loads(found.geojson.read_text())["features"]) == found.objects
+    assert len(found.table.read_text().splitlines()) == found.objects + 1
+    assert found.mean_area == pytest.approx((mask > 0).sum() / found.objects)
+
+
+def test_a_tiff_read_in_parts_gives_what_the_whole_image_gives(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(PIXELS, tmp_path / "whole.png")
+    tifffile.imwrite(tmp_path / "parts.tif", PIXELS, photometric="rgb", tile=(32, 32), compression="zlib")
+    monkeypatch.setattr(large_images, "_IN_PARTS", 100)
+    monkeypatch.setattr(prediction_files, "OVERLAY_SIDE", 50)
+    paths = [tmp_path / "whole.png", tmp_path / "parts.tif"]
+    whole, parts = predict_files(model, paths, tmp_path / "out", EVERYTHING, "cpu")
+    assert np.array_equal(read_instances(whole.mask), read_instances(parts.mask))
+    assert whole.overlay.read_bytes() == parts.overlay.read_bytes()
+
+
+def test_members_of_an_ensemble_are_found_in_the_order_of_their_numbers(model: Path, tmp_path: Path) -> None:
+    for number in (10, 2, 0):
+        save_fcn(ResidualFCN(SMALL, seed=number), tmp_path / "many" / f"member-{number}")
+    assert [f.name for f in member_folders(tmp_path / "many")] == ["member-0", "member-2", "member-10"]
+    assert member_folders(model) == [model]
+    with pytest.raises(ModelError, match="no such folder of a model"):
+        member_folders(tmp_path / "none")
+    write_image(PIXELS, tmp_path / "x.png")
+    members = member_folders(tmp_path / "many")
+    one = predict_files(tmp_path / "many", [tmp_path / "x.png"], tmp_path / "a", EVERYTHING, "cpu")
+    other = predict_files(members, [tmp_path / "x.png"], tmp_path / "b", EVERYTHING, "cpu")
+    assert one[0].mask.read_bytes() == other[0].mask.read_bytes()
+
+
+def test_a_large_image_at_another_scale_is_refused_by_name_of_its_size(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nvcim.segmentation.inference._RESIZED_PIXELS", 1000)
+    write_image(PIXELS, tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"130x150 pixels is too large to be seen at scale 0\.5"):
+        predict_files(model, [tmp_path / "x.png"], tmp_path / "out", PredictionSettings(scale=0.5), "cpu")
