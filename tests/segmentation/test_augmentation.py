@@ -16,7 +16,7 @@ from nvcim.segmentation.augmentation import (
 )
 from nvcim.segmentation.network import normalise_colours
 
-STILL = AugmentationSettings(mirror=0.0, quarter_turns=0.0, zoom=1.0, colour_mixing=0.0)
+STILL = AugmentationSettings(mirror=0.0, quarter_turns=0.0, zoom=1.0, colour_mixing=0.0, stain=0.0)
 GEOMETRY = {
     "mirror": {"mirror": 1.0},
     "turns": {"quarter_turns": 1.0},

@@ -38,7 +38,7 @@ class AugmentationSettings(Settings):
     elastic: float = Field(default=0.0, ge=0.0, le=50.0, description="deviation of control points, pixels")
     elastic_spacing: float = Field(default=32.0, ge=4.0, description="distance of control points, pixels")
     stain: float = Field(
-        default=0.0, ge=0.0, le=1.0, description="spread of each stain's amount, coloured images only"
+        default=0.1, ge=0.0, le=1.0, description="spread of each stain's amount, coloured images only"
     )
     gamma: float = Field(default=0.0, ge=0.0, le=2.0, description="deviation of log gamma, grey images only")
     inversion: float = Field(default=0.0, ge=0.0, le=1.0, description="probability of a negative")

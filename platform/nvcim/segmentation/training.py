@@ -55,7 +55,7 @@ class TrainingSettings(Settings):
         default=0.0, ge=0.0, le=1.0, description="images are drawn by area^size_bias; 0: all alike"
     )
     kind_balance: float = Field(
-        default=0.0,
+        default=0.5,
         ge=0.0,
         le=1.0,
         description="coloured and grey images are drawn by count^(1 - kind_balance); 1: as often",
