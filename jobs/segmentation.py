@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nvcim.cli import out, print_table
+from nvcim.cli.console import out, print_table
 from nvcim.config import load_settings, parse_settings
 from nvcim.data.tissue import TissueSettings
 from nvcim.errors import NvcimError, RunError
@@ -98,14 +98,18 @@ def smoke(settings: SegmentationSettings) -> SegmentationSettings:
             }
         )
         curve = settings.budget.curve and _short(settings.budget.curve)
-        few = {"rounds": rounds, "curve": curve, "scored_images": 2, "pool": None}
+        few: dict[str, object] = {"rounds": rounds, "curve": curve, "scored_images": 2, "pool": None}
         small["budget"] = settings.budget.model_copy(update=few)
     if settings.grid is not None:
-        few = {"networks": (1, 2), "recipe": _short(settings.grid.recipe), "scored_images": 2}
-        small["grid"] = settings.grid.model_copy(update=few)
+        fewer: dict[str, object] = {
+            "networks": (1, 2),
+            "recipe": _short(settings.grid.recipe),
+            "scored_images": 2,
+        }
+        small["grid"] = settings.grid.model_copy(update=fewer)
     if settings.crossbar is not None:
         study = settings.crossbar.study
-        fewer = {
+        least: dict[str, object] = {
             "devices": study.devices[:1],
             "sigmas": study.sigmas[:1],
             "weight_bits": (),
@@ -114,7 +118,7 @@ def smoke(settings: SegmentationSettings) -> SegmentationSettings:
             "images": 1,
         }
         small["crossbar"] = settings.crossbar.model_copy(
-            update={"study": study.model_copy(update=fewer), "repeats": 1}
+            update={"study": study.model_copy(update=least), "repeats": 1}
         )
     return settings.model_copy(update=small)
 

@@ -1,5 +1,7 @@
 """Differences, claims and extremes of the segmentation comparison, against numbers worked by hand."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from nvcim.sweeps.comparison_statistics import paired_difference
@@ -33,7 +35,7 @@ def claim_of(rows: list[Row], name: str, measure: str = "object Dice") -> Claim:
     return found
 
 
-def grid_rows(cells: dict[tuple[str, str, int], tuple[float, ...]]) -> list[Row]:
+def grid_rows(cells: Mapping[tuple[str, str, int], tuple[float, ...]]) -> list[Row]:
     """Rows of the grid: Dice by (strategy, quantizer, networks), one per seed."""
     return [
         score_row("grid", strategy, quantizer, networks, 2, repeat, dice)

@@ -175,7 +175,8 @@ def _memory_scatter(rows: Sequence[Row], about: str) -> Figure:
             error_y={"type": "data", "array": [spread(values(group, "object_dice")) for group in groups]},
             mode="markers+text",
             text=quantizers,
-            textposition="middle right",
+            # Neighbours in bytes are neighbours in order: one name above, the next below.
+            textposition=["top right" if place % 2 else "bottom right" for place in range(len(quantizers))],
             marker={"color": colour[names[count]], "symbol": marker[names[count]], "size": 11},
             name=names[count],
         )
