@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nvcim.cli import out, print_table
+from nvcim.cli.console import out, print_table
 from nvcim.config import load_settings, parse_settings
 from nvcim.errors import NvcimError, RunError
 from nvcim.progress import progress

@@ -127,7 +127,7 @@ def _short(recipe: Recipe) -> Recipe:
     """A recipe of a few steps on small crops."""
     few: dict[str, object] = {"steps": SMOKE_STEPS, "batch": 2, "crop": 32}
     training: TrainingSettings = recipe.training.model_copy(update=few)
-    return recipe.model_copy(update={"training": training, "quantized_steps": None})
+    return recipe.model_copy(update={"training": training, "continued_steps": None})
 
 
 def _prepared(options: argparse.Namespace) -> tuple[SegmentationSettings, RunFolder]:

@@ -24,7 +24,9 @@ def two_touching() -> np.ndarray:
 
 def test_touching_objects_come_back_from_their_classes() -> None:
     mask = two_touching()
-    found = split_instances(certain(contour_classes(mask, width=3)), SplittingSettings(), smallest=1, growth=4.5)
+    found = split_instances(
+        certain(contour_classes(mask, width=3)), SplittingSettings(), smallest=1, growth=4.5
+    )
     assert found.dtype == np.int32
     assert np.array_equal(found, mask)
 

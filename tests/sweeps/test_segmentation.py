@@ -20,6 +20,7 @@ from nvcim.sweeps.segmentation_scoring import sizes_on_disk
 from nvcim.sweeps.segmentation_settings import (
     BudgetPart,
     Point,
+    Recipe,
     SegmentationSettings,
     Strategy,
     planned_points,
@@ -78,10 +79,19 @@ def test_points_are_those_counted_by_hand() -> None:
     start = next(point for point in points if point.round == 0)
     assert [strategy.label for strategy in start.strategies] == ["SA", "QSA", "uncertainty", "random"]
     assert {point.round for point in points if point.part == "grid"} == {4}
-    # 5 networks of each point of the grid; twins of a point are its float point
+    # 5 networks of each point of the grid; all of them, the float ones too, go on from the same five
     assert {point.networks for point in points if point.part == "grid"} == {(1, 5)}
-    inq = next(point for point in points if point.part == "grid" and point.quantizer == "inq-3")
-    assert inq.twin() in points
+    grid = [point for point in points if point.part == "grid" and point.repeat == 0]
+    assert len({point.start() for point in grid}) == 2  # SA's and QSA's
+    assert {point.start().quantizer for point in grid if point.start()} == {"start"}
+    assert all(point.start() is None for point in points if point.part == "budget")
+
+
+def test_all_weights_go_on_for_as_many_steps_at_the_same_rate() -> None:
+    recipe = Recipe(training=TrainingSettings(steps=10, learning_rate=0.1))
+    assert (recipe.continued().steps, recipe.continued().learning_rate) == (5, 0.1)
+    shorter = Recipe(training=recipe.training, continued_steps=3, continued_learning_rate=0.2)
+    assert (shorter.continued().steps, shorter.continued().learning_rate) == (3, 0.2)
 
 
 @pytest.mark.parametrize(("pool", "counts"), [(80, [8, 16, 24, 32, 40]), (30, [3, 11, 15]), (20, [2, 10])])
@@ -189,9 +199,9 @@ def test_a_run_has_every_row_and_goes_on_with_the_networks_it_lacks(
     assert {row["image"] for row in images if row["part"] == "full"} == held_back
     rounds = run.read_table("segmentation_rounds").to_pylist()
     assert not held_back & {row["image"] for row in rounds}
-    # the float twin of the grid's only quantizer is trained, but not scored
+    # what the grid's only weights go on from is trained, but not scored
     assert {path.name for path in (run.path / "networks").iterdir() if path.name.startswith("grid")} == {
-        "grid-0-SA-round2-float",
+        "grid-0-SA-round2-start",
         "grid-0-SA-round2-twn",
     }
 

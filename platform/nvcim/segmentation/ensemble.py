@@ -102,7 +102,8 @@ def train_member(
     if job.bootstrap:
         training = training[bootstrap(len(training), job.seed)]
     model = _start(job)
-    seed = named_seed(job.seed, "segmentation", "member", job.quantizer)
+    # Whatever the weights, networks that go on from one start see the same crops: they are compared in pairs.
+    seed = named_seed(job.seed, "segmentation", "member", "start" if job.start is None else "continued")
     checkpoint = job.out / _CHECKPOINT
     quantizer = quantizer_named(job.quantizer)
     job.out.mkdir(parents=True, exist_ok=True)

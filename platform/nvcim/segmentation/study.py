@@ -147,7 +147,11 @@ def _quantized(
 
 
 def _ideal_row(
-    model: SegmentationNetwork, name: str, settings: StudySettings, test: Sequence[LabelledImage], run: RunFolder
+    model: SegmentationNetwork,
+    name: str,
+    settings: StudySettings,
+    test: Sequence[LabelledImage],
+    run: RunFolder,
 ) -> Row:
     """Score on digital float32; the weights' memory is modelled, the scores are measured."""
     scores = _scores(model, test, settings.overlays, run, f"{name}_ideal")

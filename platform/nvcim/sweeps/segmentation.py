@@ -28,6 +28,7 @@ from nvcim.sweeps.segmentation_settings import (
     FLOAT,
     FULL,
     GRID,
+    START,
     Point,
     SegmentationSettings,
     Split,
@@ -314,25 +315,25 @@ class _Work:
         )
 
     def _train(self, point: Point, names: Sequence[str]) -> list[Ref]:
-        """Start a point's trainings, its float twins' first; references to their outcomes, twins' first."""
-        recipe, settings = recipe_of(point, self.plan.settings), self.plan.settings
-        twins: list[Ref] = [] if point.quantizer == FLOAT else self._train(point.twin(), names)
+        """Start a point's trainings and those they go on from; references to their outcomes, the latter first."""
+        recipe, settings, start = recipe_of(point, self.plan.settings), self.plan.settings, point.start()
+        begun = self._train(start, names) if start else []
         refs = [self.stored[name] for name in sorted(set(names))]
-        made = list(twins)
+        made = list(begun)
         for member, folder in enumerate(self._folders(point)):
             if str(folder) not in self.trained:
                 job = MemberJob(
                     network=settings.network,
-                    training=recipe.of(point.quantizer),
+                    training=recipe.continued() if start else recipe.training,
                     out=folder,
                     seed=named_seed(
                         self.plan.seed, "segmentation comparison", point.part, point.repeat, member
                     ),
-                    quantizer=point.quantizer,
+                    quantizer=FLOAT if point.quantizer == START else point.quantizer,
                     bootstrap=point.part == GRID and settings.grid is not None and settings.grid.bootstrap,
-                    start=self._folders(point.twin())[member] if twins else None,
+                    start=self._folders(start)[member] if start else None,
                 )
-                before = (twins[member],) if twins else ()
+                before = (begun[member],) if start else ()
                 task = self._task(train_work, gpus=settings.gpus_per_task)
                 self.trained[str(folder)] = task.remote(job, refs, settings.cpus_per_task, *before)
             made.append(self.trained[str(folder)])

@@ -66,7 +66,7 @@ def sizes_on_disk(folder: Path) -> Sizes:
 def score_work(job: ScoringJob, held_back: Sequence[Ref], threads: int, *trained: Outcome) -> Outcome:
     """Score a point's networks; the value is rows of `segmentation_scores` and `segmentation_images`.
 
-    trained: outcomes of the point's trainings: its networks' in order, for quantized ones after their float twins'.
+    trained: outcomes of the point's trainings: its networks' in order, after those of the networks they go on from.
     """
     return outcome_of(lambda: _scores(job, held_back, trained), threads)
 

@@ -31,6 +31,8 @@ from nvcim.segmentation.training import TrainingSettings
 FULL, GRID, BUDGET, CROSSBAR = "full", "grid", "budget", "crossbar"
 PARTS = (FULL, GRID, BUDGET, CROSSBAR)
 FLOAT = "float"
+START = "start"
+"""The float networks that a part's networks, float and quantized, go on from; trained and not scored."""
 EVERYTHING = "all"
 """The rule of what is trained on the whole pool."""
 QUANTIZERS = (FLOAT, "inq-3", "inq-4", "inq-5", "inq-7", "twn", "ttq", "dorefa-1")
@@ -62,19 +64,20 @@ WHOLE_POOL = Strategy(EVERYTHING, None)
 
 
 class Recipe(Settings):
-    """How a part's networks are trained: float from scratch, then a quantized network from its float twin."""
+    """How a part's networks are trained: float ones from scratch, which each kind of weights then goes on from.
+
+    Float weights go on as long as quantized ones, so that a difference between them is not that of more steps.
+    """
 
     training: TrainingSettings = TrainingSettings()
-    quantized_steps: int | None = Field(None, ge=1, description="null: half as many as the float twin's")
-    quantized_learning_rate: float | None = Field(None, gt=0, description="null: the float twin's")
+    continued_steps: int | None = Field(None, ge=1, description="null: half as many as from scratch")
+    continued_learning_rate: float | None = Field(None, gt=0, description="null: as from scratch")
 
-    def of(self, quantizer: str) -> TrainingSettings:
-        """The training of a network with these weights."""
-        if quantizer == FLOAT:
-            return self.training
-        steps = self.quantized_steps or max(self.training.steps // 2, 1)
-        rate = self.quantized_learning_rate or self.training.learning_rate
-        return self.training.model_copy(update={"steps": steps, "learning_rate": rate})
+    def continued(self) -> TrainingSettings:
+        """The training of a network that goes on from a trained float one."""
+        rate = self.continued_learning_rate or self.training.learning_rate
+        again = self.training.continued().model_copy(update={"learning_rate": rate})
+        return again.model_copy(update={"steps": self.continued_steps}) if self.continued_steps else again
 
 
 class FullPart(Settings):
@@ -144,7 +147,7 @@ class BudgetPart(Settings):
 
 
 class GridPart(Settings):
-    """Segmentation networks on what SA and QSA had annotated in the end: float, and each quantizer from there."""
+    """Segmentation networks on what SA and QSA had annotated in the end, with each kind of weights."""
 
     quantizers: tuple[str, ...] = Field(QUANTIZERS, min_length=1)
     networks: tuple[int, ...] = Field((1, 5), min_length=1, description="how many are averaged")
@@ -269,15 +272,17 @@ class Point:
         place = f"-round{round_number}" if round_number else ""
         return f"{part}-{repeat}-{who}{place}-{quantizer}"
 
-    def twin(self) -> "Point":
-        """The float point that a quantized one starts from."""
-        return Point(self.part, self.repeat, self.strategies, FLOAT, self.round, self.networks)
+    def start(self) -> "Point | None":
+        """The float networks that this point's go on from; None for those that are trained from scratch."""
+        if self.part == BUDGET or self.quantizer == START:
+            return None
+        return Point(self.part, self.repeat, self.strategies, START, self.round, self.networks)
 
 
 def planned_points(settings: SegmentationSettings, pool: int) -> list[Point]:
     """Every scored point in the order of the tables, for pools of so many images (ConfigError as `annotated_counts`).
 
-    Float twins that are needed, but not among a part's quantizers, are trained and not scored.
+    The networks that a part's go on from (`Point.start`) are trained and not scored.
     """
     made: list[Point] = []
     for repeat in range(settings.seeds):

@@ -108,10 +108,10 @@ def train_stored(job: MemberJob, refs: Sequence[Ref], threads: int, before: obje
     return train_member(job, fetch(refs))
 
 
-def train_work(job: MemberJob, refs: Sequence[Ref], threads: int, twin: Outcome | None = None) -> Outcome:
-    """Train a job on stored images; the outcome's value is its log. `twin`: how its float start's training ended."""
-    if twin is not None and twin.error is not None:
-        return Outcome(None, f"its float twin failed: {twin.error}", 0.0)
+def train_work(job: MemberJob, refs: Sequence[Ref], threads: int, start: Outcome | None = None) -> Outcome:
+    """Train a job on stored images; the outcome's value is its log. `start`: how its start's training ended."""
+    if start is not None and start.error is not None:
+        return Outcome(None, f"the network it starts from failed: {start.error}", 0.0)
     return outcome_of(lambda: train_member(job, fetch(refs)), threads)
 
 
