@@ -36,6 +36,8 @@ FINER_WITH_BITS = [
 ]
 QUANTIZERS = [
     *FINER_WITH_BITS,
+    "inq-4-3",
+    "inq-5-15",
     "affine-2",
     "affine-8",
     "twn",
@@ -191,6 +193,16 @@ def test_refuses_what_cannot_be_quantized(name: str) -> None:
         "dorefa",
         "dorefa-0",
         "affine-1",
+        "inq-05",
+        "inq-5-8",  # inq-5
+        "inq-4-03",
+        "inq-4-8",  # 17 levels
+        "inq-4-0",
+        "inq-" + 5000 * "9",
+        "inq-4-3-1",
+        "inq--5",
+        "uniform-4-3",
+        "uniform-\N{ARABIC-INDIC DIGIT FOUR}",
         "",
     ],
 )

@@ -162,6 +162,12 @@ class INQ(Quantizer):
         return "inq"
 
     @property
+    def name(self) -> str:
+        """`inq-<bits>`, or `inq-<bits>-<exponents>` where the powers are not the 2^(bits-2) of the paper."""
+        usual = self.settings.powers == 2 ** (self.settings.bits - 2)
+        return super().name if usual else f"{super().name}-{self.settings.powers}"
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """The schedule; nothing is left to train after its last step."""
         return tuple(Stage(fraction, trains=fraction < 1.0) for fraction in self.settings.schedule)

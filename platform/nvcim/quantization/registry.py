@@ -33,6 +33,8 @@ _NAMES: dict[str, dict[str, Any]] = {
     "affine": {"kind": "uniform", "scheme": "affine"},
     "dorefa": {"kind": "dorefa"},
 }
+# The numbers after a first word, where they are more than the bits.
+_NUMBERS: dict[str, tuple[str, ...]] = {"inq": ("bits", "exponents")}
 _NAMES_WITHOUT_BITS: dict[str, dict[str, Any]] = {"twn": {"kind": "twn"}, "ttq": {"kind": "ttq"}}
 
 
@@ -69,20 +71,29 @@ def quantizer_settings_from(content: Mapping[str, Any], source: str) -> Quantize
 
 
 def quantizer_named(name: str) -> Quantizer | None:
-    """Return the quantizer of a name: `inq-5`, `uniform-4`, `affine-4`, `dorefa-1`, `twn`, `ttq`.
+    """Return the quantizer of a name: `inq-5`, `inq-4-3`, `uniform-4`, `affine-4`, `dorefa-1`, `twn`, `ttq`.
 
-    `float` gives None.
+    A second number is how many powers of two INQ has. `float` gives None. Every quantizer that names describe has
+    one name, so that results under a name are of one quantizer.
 
     Raises:
-        ConfigError: unknown name, or bits that are no number or out of range.
+        ConfigError: unknown name, numbers out of range, or another spelling of a name (`inq-05`, `inq-5-8`).
     """
     if name == "float":
         return None
     source = f"quantizer '{name}'"
     if name in _NAMES_WITHOUT_BITS:
         return make_quantizer(quantizer_settings_from(_NAMES_WITHOUT_BITS[name], source))
-    word, _, bits = name.partition("-")
-    if word not in _NAMES or not bits.isdecimal():
-        known = ", ".join(["float", *_NAMES_WITHOUT_BITS, *(f"{w}-<bits>" for w in _NAMES)])
+    word, *numbers = name.split("-")
+    fields = _NUMBERS.get(word, ("bits",))
+    whole = all(number.isascii() and number.isdecimal() and len(number) < 4 for number in numbers)
+    if word not in _NAMES or not whole or not 1 <= len(numbers) <= len(fields):
+        known = ", ".join(
+            ["float", *_NAMES_WITHOUT_BITS, *(f"{w}-<bits>" for w in _NAMES), "inq-<bits>-<exponents>"]
+        )
         raise ConfigError(f"{source} is not known; allowed: {known}")
-    return make_quantizer(quantizer_settings_from({**_NAMES[word], "bits": int(bits)}, source))
+    given = dict(zip(fields, (int(number) for number in numbers), strict=False))
+    quantizer = make_quantizer(quantizer_settings_from({**_NAMES[word], **given}, source))
+    if quantizer.name != name:
+        raise ConfigError(f"{source} is called '{quantizer.name}'")
+    return quantizer
