@@ -23,6 +23,7 @@ from nvcim.segmentation.crossbar_study import (
 )
 from nvcim.segmentation.crossbar_weights import crossbar_inq, on_crossbars
 from nvcim.segmentation.fcn import FCNSettings, ResidualFCN
+from nvcim.segmentation.inference import PredictionSettings
 from nvcim.segmentation.instances import predict
 from nvcim.segmentation.metrics import score_set
 from nvcim.segmentation.network import SegmentationNetwork
@@ -249,3 +250,12 @@ def test_curves_gather_chips_along_one_axis() -> None:
     assert (by_error.step, by_error.mean) == ("by_error", pytest.approx((0.85, 0.6)))
     (bits,) = curves(rows, "weight_bits")
     assert (bits.axis, bits.fixed, bits.mean) == ((4, 8), ("sigma", 0.1), pytest.approx((0.4, 0.6)))
+
+
+def test_the_prediction_settings_hold_on_digital_arithmetic_and_on_crossbars(
+    images: list[LabelledImage], model: SegmentationNetwork, scored: list[Row]
+) -> None:
+    everything_is_too_small = PredictionSettings(smallest_object=10**6)
+    rows = crossbar_rows({"a": model}, images, SETTINGS, 7, prediction=everything_is_too_small)
+    assert {row["object_dice"] for row in rows} == {0.0}
+    assert all(row["object_dice"] > 0 for row in scored)

@@ -30,6 +30,7 @@ from nvcim.segmentation.crossbar_weights import (
     on_crossbars,
     steps_by_error,
 )
+from nvcim.segmentation.inference import PredictionSettings
 from nvcim.segmentation.instances import predict
 from nvcim.segmentation.metrics import score_set
 from nvcim.segmentation.network import SegmentationNetwork
@@ -90,6 +91,7 @@ def crossbar_rows(
     settings: CrossbarStudySettings,
     seed: int,
     on_point: OnPoint | None = None,
+    prediction: PredictionSettings | None = None,
 ) -> list[Row]:
     """Score every model on digital arithmetic and on every crossbar of the settings.
 
@@ -99,6 +101,7 @@ def crossbar_rows(
         settings: the crossbars.
         seed: of the chips. Rows depend on it, the model, the config and the chip's number alone.
         on_point: called after each point of each model.
+        prediction: how instances are made, on digital arithmetic and on crossbars alike.
 
     Returns:
         One row per model (arithmetic "ideal"), and one per model, point and chip ("crossbar"), with model, arithmetic,
@@ -121,9 +124,10 @@ def crossbar_rows(
     for name, model in models.items():
         digital = inference_copy(model)
         assert isinstance(digital, SegmentationNetwork)
-        rows.append({"model": name, "arithmetic": "ideal", **_scores(digital, images)})
+        rows.append({"model": name, "arithmetic": "ideal", **_scores(digital, images, prediction)})
         for point in points:
-            rows += [{"model": name, **row} for row in _point_rows(digital, images, settings, point, seed)]
+            found = _point_rows(digital, images, settings, point, seed, prediction)
+            rows += [{"model": name, **row} for row in found]
             done += 1
             if on_point is not None:
                 on_point(f"{name} on {point.config.device}", done, total)
@@ -234,6 +238,7 @@ def _point_rows(
     settings: CrossbarStudySettings,
     point: _Point,
     seed: int,
+    prediction: PredictionSettings | None,
 ) -> list[Row]:
     """Rows of one point, one per chip; none where `by_error` is what `largest` is."""
     config = point.config
@@ -259,7 +264,8 @@ def _point_rows(
         analog = on_crossbars(model, config, generator, steps)
         assert isinstance(analog, SegmentationNetwork)
         error = weight_error(model, analog)
-        rows.append({**about, "chip": chip, **_scores(analog, images), "weight_error": error})
+        scores = _scores(analog, images, prediction)
+        rows.append({**about, "chip": chip, **scores, "weight_error": error})
     return rows
 
 
@@ -330,8 +336,10 @@ def _pooled(errors: Sequence[tuple[int, float]]) -> float:
     return math.sqrt(sum(n * e * e for n, e in errors) / sum(n for n, _ in errors))
 
 
-def _scores(model: SegmentationNetwork, images: Sequence[LabelledImage]) -> Row:
-    found = [predict(model, image.pixels) for image in images]
+def _scores(
+    model: SegmentationNetwork, images: Sequence[LabelledImage], prediction: PredictionSettings | None
+) -> Row:
+    found = [predict(model, image.pixels, prediction) for image in images]
     scores = score_set(zip(found, [i.instances for i in images], strict=True), [i.name for i in images])
     return {
         "images": len(images),
