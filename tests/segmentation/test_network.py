@@ -1,6 +1,7 @@
 """What holds for every architecture."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from nvcim.errors import ConfigError, ModelError
 from nvcim.quantization import quantizer_named
 from nvcim.segmentation.architectures import NetworkSettings, make_network, network_settings_from
 from nvcim.segmentation.fcn import FCNSettings, ResidualFCN
-from nvcim.segmentation.network import CLASSES, OutputSettings, normalise_colours
+from nvcim.segmentation.model_files import load_fcn, save_fcn
+from nvcim.segmentation.network import CLASSES, OutputSettings, baked, normalise_colours
 from nvcim.segmentation.unet import UNet, UNetSettings
 
 FCN = FCNSettings(width=4, depth=2, descriptor_dim=24, fused_width=8)
@@ -143,6 +145,23 @@ def test_quantized_models_run_on_crossbars() -> None:
         on_crossbars, _ = analogize(model, config, torch.Generator().manual_seed(0))(some_image())
     # Crossbars hold multiples of 1/127 of the largest weight, which powers of two are not.
     assert float((logits - on_crossbars).norm() / logits.norm()) < 0.1
+
+
+def test_a_baked_copy_predicts_the_same_and_is_saved_as_a_float_network(tmp_path: Path) -> None:
+    model = make_network(FCN, seed=2).eval()
+    quantizer = quantizer_named("uniform-8")
+    assert quantizer is not None
+    model.quantize(quantizer)
+    quantizer.advance(model, 1.0)
+    copied = baked(model)
+    with torch.no_grad():
+        assert torch.equal(copied(some_image())[0], model(some_image())[0])
+    assert copied.quantizer is None
+    assert model.quantizer is quantizer
+    save_fcn(copied, tmp_path)
+    loaded = load_fcn(tmp_path)
+    assert loaded.quantizer is None
+    assert torch.equal(loaded.get_submodule("head").weight, model.get_submodule("head").weight)
 
 
 def test_a_model_is_quantized_once() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nvcim.config import Settings
-from nvcim.quantization import Quantizer
+from nvcim.quantization import Quantizer, inference_copy
 from nvcim.randomness import named_generator
 
 CLASSES = ("background", "object", "contour")
@@ -90,6 +90,20 @@ class SegmentationNetwork(nn.Module, ABC):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+
+
+def baked(model: SegmentationNetwork) -> SegmentationNetwork:
+    """Return a copy to predict with: plain weights, equal to the quantized ones to the last bit, no quantizer.
+
+    In the middle of INQ's schedule these are the weights as they are then, some of them not on a level yet.
+
+    Raises:
+        ModelError: as `inference_copy`.
+    """
+    copied = inference_copy(model)
+    assert isinstance(copied, SegmentationNetwork)
+    copied.quantizer = None
+    return copied
 
 
 def normalise_colours(pixels: Tensor) -> Tensor:
