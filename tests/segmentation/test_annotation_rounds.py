@@ -16,7 +16,13 @@ from nvcim.data.images import LabelledImage
 from nvcim.errors import ConfigError, DataError, RunError
 from nvcim.randomness import named_seed
 from nvcim.segmentation import annotation_rounds
-from nvcim.segmentation.annotation_rounds import Round, RoundsSettings, annotation_sets, run_rounds
+from nvcim.segmentation.annotation_rounds import (
+    Round,
+    RoundsSettings,
+    annotation_sets,
+    image_counts,
+    run_rounds,
+)
 from nvcim.segmentation.ensemble import MemberJob, train_member, train_members
 from nvcim.segmentation.fcn import FCNSettings, ResidualFCN
 from nvcim.segmentation.model_files import save_fcn
@@ -26,6 +32,9 @@ NETWORK = FCNSettings(width=4, depth=1, descriptor_dim=8, fused_width=4)
 SETTINGS = RoundsSettings(
     networks=2, start=3, budget=9, k=2, candidates=4, network=NETWORK, training=TrainingSettings(device="cpu")
 )
+
+
+STEPS = SETTINGS.training.steps
 
 
 class Killed(Exception):
@@ -85,8 +94,8 @@ def test_rounds_annotate_until_the_budget_and_never_an_image_twice(tmp_path: Pat
     assert all(entry.annotated == before.annotated_after for before, entry in itertools.pairwise(rounds))
     assert [len(names) for names in annotation_sets(rounds)] == [3, 5, 7, 9]
     assert heard == rounds
-    # Every network of a round learned from just what was annotated then.
-    expected = [tuple(sorted(entry.annotated)) for entry in rounds for _ in range(2)]
+    # Every network of a round (two starts and their continuations) learned from just what was annotated then.
+    expected = [tuple(sorted(entry.annotated)) for entry in rounds for _ in range(4)]
     assert [names for _, names in training.trained] == expected
 
 
@@ -145,24 +154,34 @@ def test_uncertainty_rule_takes_the_greatest_of_the_scores_on_disk(tmp_path: Pat
         assert [row["uncertainty"] for row in rows[:2]] == [s.uncertainty for s in entry.suggested]
 
 
-def test_quantized_networks_start_from_float_ones_with_the_same_seed(tmp_path: Path) -> None:
-    training = FakeTraining()
-    settings = SETTINGS.model_copy(update={"quantizer": "inq-7", "budget": 5})
-    run_rounds(POOL, settings, tmp_path, 1, training)
-    jobs = [job for job, _ in training.trained]
-    assert [job.quantizer for job in jobs] == ["float", "float", "inq-7", "inq-7"]
-    assert [job.start for job in jobs] == [None, None, jobs[0].out, jobs[1].out]
-    assert [job.seed for job in jobs[2:]] == [job.seed for job in jobs[:2]]
-    assert jobs[0].seed != jobs[1].seed
-    assert all(job.bootstrap for job in jobs)
+@pytest.mark.parametrize("rule", ["suggestive", "uncertainty"])
+def test_float_and_quantized_networks_are_trained_alike_but_for_their_weights(
+    tmp_path: Path, rule: str
+) -> None:
+    trained = {}
+    for quantizer in ("float", "inq-7"):
+        training = FakeTraining()
+        settings = SETTINGS.model_copy(update={"rule": rule, "quantizer": quantizer, "budget": 5})
+        run_rounds(POOL, settings, tmp_path / quantizer, 1, training)
+        jobs = [job for job, _ in training.trained]
+        assert [job.quantizer for job in jobs] == ["float", "float", quantizer, quantizer]
+        assert [job.start for job in jobs] == [None, None, jobs[0].out, jobs[1].out]
+        assert [job.training.steps for job in jobs] == [STEPS, STEPS, STEPS // 2, STEPS // 2]
+        assert [job.seed for job in jobs[2:]] == [job.seed for job in jobs[:2]]
+        assert jobs[0].seed != jobs[1].seed
+        assert all(job.bootstrap for job in jobs)
+        trained[quantizer] = [(job.training, job.seed, job.out.name) for job in jobs]
+    assert trained["float"] == trained["inq-7"]
 
 
-def test_networks_go_on_from_the_last_round_when_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantizer", ["float", "inq-5"])
+def test_networks_go_on_from_the_last_rounds_starts_when_asked(tmp_path: Path, quantizer: str) -> None:
     training = FakeTraining()
-    settings = SETTINGS.model_copy(update={"networks_start": "last round", "quantizer": "inq-5"})
+    settings = SETTINGS.model_copy(update={"networks_start": "last round", "quantizer": quantizer})
     run_rounds(POOL, settings, tmp_path, 1, training)
-    floats = [job for job, _ in training.trained if job.quantizer == "float"]
-    assert [job.start for job in floats] == [None, None, *(job.out for job in floats[:-2])]
+    starts = [job for job, _ in training.trained if job.training.steps == STEPS]
+    assert len(starts) == 6
+    assert [job.start for job in starts] == [None, None, *(job.out for job in starts[:-2])]
 
 
 @pytest.mark.parametrize("networks_start", ["afresh", "last round"])
@@ -172,7 +191,7 @@ def test_networks_are_removed_when_nothing_needs_them(tmp_path: Path, networks_s
     assert not list(tmp_path.glob("*/networks"))
     kept = settings.model_copy(update={"keep_networks": True})
     run_rounds(POOL, kept, tmp_path / "kept", 1, FakeTraining())
-    assert len(list((tmp_path / "kept").glob("round-*/networks/*/model.safetensors"))) == 6
+    assert len(list((tmp_path / "kept").glob("round-*/networks/*/model.safetensors"))) == 12
 
 
 def test_a_finished_folder_is_read_and_nothing_is_done(tmp_path: Path) -> None:
@@ -276,6 +295,22 @@ def test_amounts_that_do_not_fit_are_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match=message):
         run_rounds(POOL, SETTINGS.model_copy(update=change), tmp_path, 1, FakeTraining())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "pool", "annotated"),
+    [
+        ({}, 14, [3, 5, 7, 9]),
+        ({"budget": 8}, 14, [3, 5, 7, 8]),
+        ({"start": 0.1, "budget": 0.5, "k": 8, "candidates": 16}, 100, [10, 18, 26, 34, 42, 50]),
+        ({"start": 0.001, "budget": 1.0, "k": 0.5, "candidates": 0.5}, 10, [1, 6, 10]),
+        ({"rule": "uncertainty", "k": 5}, 9, [3, 8, 9]),  # candidates are the suggestive rule's alone
+    ],
+)
+def test_counts_of_images_are_those_of_the_rounds(
+    change: dict[str, Any], pool: int, annotated: list[int]
+) -> None:
+    assert image_counts(SETTINGS.model_copy(update=change), pool).annotated == annotated
 
 
 @pytest.mark.parametrize("value", [0, -1, 0.0, -0.5, 1.5, float("nan"), float("inf")])

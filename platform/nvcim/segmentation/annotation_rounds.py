@@ -5,7 +5,8 @@ round is on disk when it is done, so that a killed run goes on to the result tha
 
 On disk: `rounds.json` says which settings, seed and images the folder is for; `round-<n>/scores.parquet`
 holds what the networks said of every image not annotated, `round-<n>/round.json` the round, written last;
-`round-<n>/networks/` the round's networks, removed when nothing needs them any more unless they are to stay.
+`round-<n>/networks/` the round's networks (`start-*` and `member-*`), removed when nothing needs them any more
+unless they are to stay.
 """
 
 import dataclasses
@@ -28,15 +29,16 @@ from nvcim.errors import ConfigError, DataError, RunError
 from nvcim.quantization import quantizer_named
 from nvcim.randomness import named_generator, named_seed
 from nvcim.segmentation.architectures import NetworkSettings
-from nvcim.segmentation.ensemble import MemberJob, TrainMembers, load_members, train_members
+from nvcim.segmentation.ensemble import TrainMembers, load_members, train_members
 from nvcim.segmentation.fcn import FCNSettings
 from nvcim.segmentation.pool_scoring import PoolScores, ScoringSettings, score_pool
 from nvcim.segmentation.suggestive import Rule, Suggestion, SuggestionSettings, suggest
+from nvcim.segmentation.suggestive_members import member_jobs, start_jobs
 from nvcim.segmentation.training import TrainingSettings
 from nvcim.storage import atomic_write_text
 from nvcim.storage.files import atomic_write_table
 
-_FORMAT = 1
+_FORMAT = 2  # 2: float networks go on from their starts too
 
 
 def _count_or_share(value: int | float) -> int | float:
@@ -70,7 +72,11 @@ class RoundsSettings(Settings):
     )
     keep_networks: bool = Field(default=False, description="keep every round's networks on disk")
     network: NetworkSettings = FCNSettings()
-    training: TrainingSettings = TrainingSettings()
+    training: TrainingSettings = Field(
+        default=TrainingSettings(),
+        description="of the float networks; those with the quantizer's weights, float too, go on from them "
+        "for half as many steps",
+    )
     scoring: ScoringSettings = ScoringSettings()
 
 
@@ -89,13 +95,18 @@ class Round:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """The settings' amounts as counts of images."""
+class ImageCounts:
+    """The amounts of a `RoundsSettings` as counts of images."""
 
     start: int
     budget: int
     k: int
     candidates: int
+
+    @property
+    def annotated(self) -> list[int]:
+        """Images annotated at the start and after each round; the last round suggests what the budget leaves."""
+        return [*range(self.start, self.budget, self.k), self.budget]
 
 
 def run_rounds(
@@ -118,15 +129,16 @@ def run_rounds(
         DataError: an empty pool, a name twice, or images that cannot be trained on.
         RunError: the folder holds the rounds of something else, a damaged file, or cannot be written.
     """
-    plan = _plan(pool, settings)
+    _check_names([image.name for image in pool])
+    counts = image_counts(settings, len(pool))
     quantizer_named(settings.quantizer)
     images = {image.name: image for image in sorted(pool, key=lambda image: image.name)}
     _claim(folder, list(images.values()), settings, seed)
     rounds = _rounds_on_disk(folder)
-    annotated = rounds[-1].annotated_after if rounds else _start_set(list(images), plan.start, seed)
-    while len(annotated) < plan.budget:
+    annotated = rounds[-1].annotated_after if rounds else _start_set(list(images), counts.start, seed)
+    while len(annotated) < counts.budget:
         number = len(rounds)
-        suggested = _suggest(images, annotated, number, plan, settings, folder, seed, train)
+        suggested = _suggest(images, annotated, number, counts, settings, folder, seed, train)
         rounds.append(Round(number, annotated, tuple(suggested)))
         _write_round(rounds[-1], folder)
         annotated = rounds[-1].annotated_after
@@ -143,31 +155,35 @@ def annotation_sets(rounds: Sequence[Round]) -> list[tuple[str, ...]]:
     return [rounds[0].annotated, *(entry.annotated_after for entry in rounds)] if rounds else []
 
 
-def _plan(pool: Sequence[LabelledImage], settings: RoundsSettings) -> _Plan:
-    """Counts of images, checked against the pool.
+def image_counts(settings: RoundsSettings, pool: int) -> ImageCounts:
+    """Return the settings' amounts in a pool of so many images: shares rounded, at least one image.
 
     Raises:
-        ConfigError, DataError: as `run_rounds`.
+        ConfigError: amounts that do not fit the pool or each other.
     """
-    if not pool:
+    amounts = (settings.start, settings.budget, settings.k, settings.candidates)
+    counts = ImageCounts(
+        *(amount if isinstance(amount, int) else max(round(amount * pool), 1) for amount in amounts)
+    )
+    if counts.budget > pool:
+        raise ConfigError(f"field 'budget': {counts.budget} images, but the pool holds {pool}")
+    if counts.start >= counts.budget:
+        raise ConfigError(
+            f"field 'start': {counts.start} images leave nothing of the budget of {counts.budget}"
+        )
+    if settings.rule == "suggestive" and counts.k > counts.candidates:
+        raise ConfigError(
+            f"field 'k': {counts.k} images cannot be chosen among {counts.candidates} candidates"
+        )
+    return counts
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if not names:
         raise DataError("the pool holds no image")
-    names = [image.name for image in pool]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"image '{twice}' is in the pool twice; every name may be there once")
-    amounts = (settings.start, settings.budget, settings.k, settings.candidates)
-    plan = _Plan(*(_count(amount, len(pool)) for amount in amounts))
-    if plan.budget > len(pool):
-        raise ConfigError(f"field 'budget': {plan.budget} images, but the pool holds {len(pool)}")
-    if plan.start >= plan.budget:
-        raise ConfigError(f"field 'start': {plan.start} images leave nothing of the budget of {plan.budget}")
-    if settings.rule == "suggestive" and plan.k > plan.candidates:
-        raise ConfigError(f"field 'k': {plan.k} images cannot be chosen among {plan.candidates} candidates")
-    return plan
-
-
-def _count(amount: int | float, pool: int) -> int:
-    return amount if isinstance(amount, int) else max(round(amount * pool), 1)
 
 
 def _start_set(names: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
@@ -181,7 +197,7 @@ def _suggest(
     images: dict[str, LabelledImage],
     annotated: Sequence[str],
     number: int,
-    plan: _Plan,
+    counts: ImageCounts,
     settings: RoundsSettings,
     folder: Path,
     seed: int,
@@ -190,8 +206,8 @@ def _suggest(
     """One round's suggestions; the scores they rest on are on disk afterwards."""
     known = set(annotated)
     unknown = [image for name, image in images.items() if name not in known]
-    k = min(plan.k, plan.budget - len(annotated))
-    choice = SuggestionSettings(rule=settings.rule, k=k, candidates=max(plan.candidates, k))
+    k = min(counts.k, counts.budget - len(annotated))
+    choice = SuggestionSettings(rule=settings.rule, k=k, candidates=max(counts.candidates, k))
     draw = named_seed(seed, "segmentation", "round", number)
     names = [image.name for image in unknown]
     if settings.rule == "random":
@@ -214,33 +230,22 @@ def _train_round(
     seed: int,
     train: TrainMembers,
 ) -> list[Path]:
-    """Folders of the round's trained networks. Quantized ones start from their float twins, as INQ does."""
-    networks = folder / _name(number) / "networks"
-    before = folder / _name(number - 1) / "networks"
+    """Folders of the round's trained networks."""
     goes_on = settings.networks_start == "last round" and number > 0
-    jobs = [
-        MemberJob(
-            network=settings.network,
-            training=settings.training,
-            out=networks / f"float-{index}",
-            seed=named_seed(seed, "segmentation", "suggestive network", number, index),
-            start=before / f"float-{index}" if goes_on else None,
-        )
-        for index in range(settings.networks)
-    ]
-    train(jobs, images)
-    if settings.quantizer != "float":
-        jobs = [
-            dataclasses.replace(
-                job,
-                out=networks / f"{settings.quantizer}-{index}",
-                quantizer=settings.quantizer,
-                start=job.out,
-            )
-            for index, job in enumerate(jobs)
-        ]
-        train(jobs, images)
-    return [job.out for job in jobs]
+    starts = start_jobs(
+        settings.network,
+        settings.training,
+        folder / _name(number) / "networks",
+        [
+            named_seed(seed, "segmentation", "suggestive network", number, index)
+            for index in range(settings.networks)
+        ],
+        folder / _name(number - 1) / "networks" if goes_on else None,
+    )
+    train(starts, images)
+    members = member_jobs(starts, settings.quantizer)
+    train(members, images)
+    return [job.out for job in members]
 
 
 def _name(number: int) -> str:
