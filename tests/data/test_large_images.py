@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from nvcim.data.images import write_image
-from nvcim.data.large_images import ArrayImage, ImageRows, TiffImage, encode_label_tiff, open_image
+from nvcim.data.images import encode_instances_tiff, write_image
+from nvcim.data.large_images import ArrayImage, ImageRows, TiffImage, open_image
 from nvcim.errors import DataError
 from nvcim.segmentation.network import normalise_colours
 
@@ -121,7 +121,9 @@ def test_label_tiffs_hold_every_label(tmp_path: Path, largest: int, kind: type) 
     labels = np.zeros((300, 520), dtype=np.int32)
     labels[299, 519], labels[10:20, 250:260] = largest, 3
     path = tmp_path / "x.tif"
-    path.write_bytes(encode_label_tiff(labels))
+    path.write_bytes(encode_instances_tiff(labels, "x"))
     read = tifffile.imread(path)
     assert read.dtype == kind
     assert np.array_equal(read, labels)
+    with pytest.raises(DataError, match=r"y: instance labels must lie in 0\.\."):
+        encode_instances_tiff(-labels, "y")

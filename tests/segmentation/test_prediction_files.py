@@ -77,3 +77,26 @@ def test_a_large_image_at_another_scale_is_refused_by_name_of_its_size(
     write_image(PIXELS, tmp_path / "x.png")
     with pytest.raises(DataError, match=r"130x150 pixels is too large to be seen at scale 0\.5"):
         predict_files(model, [tmp_path / "x.png"], tmp_path / "out", PredictionSettings(scale=0.5), "cpu")
+
+
+def test_images_are_never_overwritten_by_results(model: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    write_image(PIXELS, images / "x.png")
+    before = (images / "x.png").read_bytes()
+    with pytest.raises(DataError, match=r"its result would overwrite the image .*x\.png"):
+        predict_files(model, [images / "x.png"], tmp_path / "out" / ".." / "images", EVERYTHING, "cpu")
+    assert (images / "x.png").read_bytes() == before
+    assert [path.name for path in images.iterdir()] == ["x.png"]
+
+
+def test_results_never_overwrite_each_other(model: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / "x.png", tmp_path / "x_overlay.png"]
+    for path in paths:
+        write_image(PIXELS, path)
+    with pytest.raises(DataError, match=r"x_overlay\.png: would overwrite the result of .*x\.png"):
+        predict_files(model, paths, tmp_path / "out", EVERYTHING, "cpu")
+    assert not (tmp_path / "out").exists()
+    tables = [tmp_path / "y.bmp", tmp_path / "folder" / "y.tif"]
+    with pytest.raises(DataError, match=r"y\.tif: would overwrite the result of .*y\.bmp"):
+        predict_files(model, tables, tmp_path / "out", EVERYTHING, "cpu")

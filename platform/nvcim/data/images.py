@@ -308,7 +308,9 @@ def encode_instances(instances: NDArray[np.int32], name: str) -> bytes:
 
 
 def encode_instances_tiff(instances: NDArray[np.int32], name: str) -> bytes:
-    """Return the TIFF file of an instance mask [H, W]: uint16, or uint32 where a label is beyond 65535.
+    """Return the tiled, compressed TIFF of an instance mask [H, W]: uint16, or uint32 with a label beyond 65535.
+
+    A BigTIFF where 4 GiB might not do.
 
     Raises:
         DataError: a negative label.
@@ -317,9 +319,30 @@ def encode_instances_tiff(instances: NDArray[np.int32], name: str) -> bytes:
 
     if instances.min(initial=0) < 0:
         raise DataError(f"{name}: instance labels must lie in 0..2147483647")
-    width = np.uint32 if instances.max(initial=0) > 65535 else np.uint16
+    kind = np.uint32 if instances.max(initial=0) > 65535 else np.uint16
+    side = 256
+
+    def tiles() -> Iterator[NDArray[Any]]:
+        for top in range(0, instances.shape[0], side):
+            for left in range(0, instances.shape[1], side):
+                tile = np.zeros((side, side), dtype=kind)
+                part = instances[top : top + side, left : left + side]
+                tile[: part.shape[0], : part.shape[1]] = part
+                yield tile
+
     buffer = io.BytesIO()
-    tifffile.imwrite(buffer, instances.astype(width), photometric="minisblack", compression="zlib")
+    tifffile.imwrite(
+        buffer,
+        tiles(),
+        shape=instances.shape,
+        dtype=kind,
+        tile=(side, side),
+        compression="zlib",
+        predictor=True,
+        photometric="minisblack",
+        bigtiff=instances.size * kind().itemsize > 2**32 - 2**25,
+        metadata=None,
+    )
     return buffer.getvalue()
 
 

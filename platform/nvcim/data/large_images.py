@@ -3,11 +3,9 @@
 Small images and formats that cannot be read in parts go through `ArrayImage`; TIFF files through `TiffImage`.
 """
 
-import io
 import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -252,36 +250,3 @@ class TiffImage(ImageRows):
         while sum(kept.nbytes for kept in self._kept.values()) > _KEPT_BYTES and len(self._kept) > 1:
             self._kept.popitem(last=False)
         return part
-
-
-def encode_label_tiff(labels: NDArray[np.int32]) -> bytes:
-    """Return a tiled, compressed TIFF of labels [H, W]: uint16 up to label 65,535, uint32 beyond.
-
-    A BigTIFF where 4 GiB might not do.
-    """
-    wide = int(labels.max(initial=0)) > 65535
-    kind = np.uint32 if wide else np.uint16
-    side = 256
-
-    def tiles() -> Iterator[NDArray[Any]]:
-        for top in range(0, labels.shape[0], side):
-            for left in range(0, labels.shape[1], side):
-                tile = np.zeros((side, side), dtype=kind)
-                part = labels[top : top + side, left : left + side]
-                tile[: part.shape[0], : part.shape[1]] = part
-                yield tile
-
-    buffer = io.BytesIO()
-    tifffile.imwrite(
-        buffer,
-        tiles(),
-        shape=labels.shape,
-        dtype=kind,
-        tile=(side, side),
-        compression="zlib",
-        predictor=True,
-        photometric="minisblack",
-        bigtiff=labels.size * kind().itemsize > 2**32 - 2**25,
-        metadata=None,
-    )
-    return buffer.getvalue()

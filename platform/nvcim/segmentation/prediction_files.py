@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvcim.compute import resolve_device
-from nvcim.data.images import encode_instances, write_image
-from nvcim.data.large_images import ImageRows, encode_label_tiff, open_image
+from nvcim.data.images import encode_instances, encode_instances_tiff, write_image
+from nvcim.data.large_images import ImageRows, open_image
 from nvcim.errors import DataError, ModelError
 from nvcim.quantization import inference_copy
 from nvcim.segmentation.inference import PredictionSettings
@@ -57,17 +57,15 @@ def predict_files(
     extra "tiff" (uint16 where that holds them). `on_file` is called as soon as an image's files are written.
 
     Raises:
-        DataError: an unreadable image, two images of one name, or none at all.
+        DataError: an unreadable image, no image at all, or a file to be written that is one of the images or
+            the result of another; nothing is written then.
         ModelError, ConfigError: as `load_fcn`, networks with different classes, or a split they cannot do.
     """
     paths = list(images)
     if not paths:
         raise DataError("no image given to predict")
-    seen: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in seen:
-            raise DataError(f"{path}: would overwrite the result of {seen[path.stem]} (same name)")
-        seen[path.stem] = path
+    wanted = frozenset(extras)
+    _refuse_overwriting(paths, out, wanted)
     folders = [models] if isinstance(models, Path) else list(models)
     networks = [
         _prepared(load_fcn(member), device) for folder in folders for member in member_folders(folder)
@@ -76,10 +74,33 @@ def predict_files(
     for path in paths:
         image = open_image(path)
         found = find_objects(networks, image, settings)
-        results.append(_write(path, image, found, out, frozenset(extras)))
+        results.append(_write(path, image, found, out, wanted))
         if on_file is not None:
             on_file(results[-1])
     return results
+
+
+def _refuse_overwriting(paths: Sequence[Path], out: Path, extras: frozenset[Extra]) -> None:
+    """Refuse images whose results would overwrite an image or another's result, before any is written.
+
+    Raises:
+        DataError: names both files.
+    """
+    given = {path.resolve(): path for path in paths}
+    owners: dict[Path, Path] = {}
+    for path in paths:
+        # A mask becomes a TIFF by itself where a PNG cannot hold its labels.
+        endings = ([] if "tiff" in extras else [".png"]) + [".tif", "_overlay.png"]
+        endings += [".geojson"] if "geojson" in extras else []
+        endings += ["_objects.csv"] if "objects" in extras else []
+        for ending in endings:
+            written = (out / f"{path.stem}{ending}").resolve()
+            if written in given:
+                raise DataError(
+                    f"{path}: its result would overwrite the image {given[written]}; choose another folder for results"
+                )
+            if owners.setdefault(written, path) is not path:
+                raise DataError(f"{path}: would overwrite the result of {owners[written]} ({written.name})")
 
 
 def member_folders(folder: Path) -> list[Path]:
@@ -109,7 +130,7 @@ def _write(
     mask = out / f"{path.stem}.png"
     if "tiff" in extras or count > 65535:
         mask = mask.with_suffix(".tif")
-        atomic_write_bytes(mask, encode_label_tiff(instances))
+        atomic_write_bytes(mask, encode_instances_tiff(instances, str(mask)))
     else:
         atomic_write_bytes(mask, encode_instances(instances, str(mask)))
     drawn = out / f"{path.stem}_overlay.png"
