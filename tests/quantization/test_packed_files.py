@@ -12,7 +12,6 @@ from nvcim.errors import ModelError
 from nvcim.quantization import (
     INQ,
     INQSettings,
-    Uniform,
     disk_ratio,
     load_packed,
     packed_sizes,
@@ -23,6 +22,9 @@ from nvcim.quantization.inq import INQWeight
 from nvcim.segmentation.fcn import PAPER_FCN, ResidualFCN
 
 SETTINGS = INQSettings(bits=5, float_layers=("last",))
+# How a file describes the two layers of `network`: 5 bits a weight, and two exponents.
+FIRST = ["bits", 8 * 2 * 9 * 5 // 8, [8, 2, 3, 3], [2]]
+SECOND = ["bits", 30 * 8 * 9 * 5 // 8, [30, 8, 3, 3], [2]]
 
 
 def network(seed: int = 0, settings: INQSettings = SETTINGS) -> tuple[nn.Sequential, INQ]:
@@ -56,7 +58,7 @@ def saved(path: Path, fraction: float = 1.0, *, entropy_coded: bool = False) -> 
 def test_everything_comes_back_also_in_the_middle_of_the_schedule(fraction: float, tmp_path: Path) -> None:
     net = saved(tmp_path / "net", fraction)
     restored, quantizer = network(seed=1)
-    load_packed(restored, tmp_path / "net")
+    load_packed(restored, quantizer, tmp_path / "net")
     x = torch.randn(3, 2, 5, 5, generator=torch.Generator().manual_seed(2))
     assert torch.equal(restored.eval()(x), net.eval()(x))
     assert restored[1].num_batches_tracked == net[1].num_batches_tracked == 1
@@ -69,7 +71,7 @@ def test_half_frozen_weights_are_stored_whole_and_train_on(tmp_path: Path) -> No
     net = saved(tmp_path / "net", 0.6)
     assert packed_sizes(tmp_path / "net")[0].layer == "(other tensors)"
     restored, quantizer = network(seed=1)
-    load_packed(restored, tmp_path / "net")
+    load_packed(restored, quantizer, tmp_path / "net")
     quantizer.advance(restored, 1.0)
     INQ(SETTINGS).advance(net, 1.0)
     assert torch.equal(restored[3].weight, net[3].weight)
@@ -82,16 +84,16 @@ def test_one_layer_may_be_finished_before_another(tmp_path: Path) -> None:
     state[0].freeze(state.original, 1.0)
     save_packed(net, quantizer, tmp_path / "net")
     assert [size.layer for size in packed_sizes(tmp_path / "net")] == ["0", "(other tensors)", "(header)"]
-    restored, _ = network(seed=1)
-    load_packed(restored, tmp_path / "net")
+    restored, quantizer = network(seed=1)
+    load_packed(restored, quantizer, tmp_path / "net")
     assert torch.equal(restored[0].weight, net[0].weight)
     assert torch.equal(restored[3].weight, net[3].weight)
 
 
 def test_loaded_weights_are_fixed(tmp_path: Path) -> None:
     saved(tmp_path / "net")
-    restored, _ = network(seed=1)
-    load_packed(restored, tmp_path / "net")
+    restored, quantizer = network(seed=1)
+    load_packed(restored, quantizer, tmp_path / "net")
     restored(torch.ones(2, 2, 5, 5)).sum().backward()
     assert restored[0].parametrizations["weight"].original.grad is None
     assert restored[5].weight.grad is not None
@@ -175,21 +177,39 @@ def described(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"format": 2}, "format 2 is not supported; this version reads 1"),
+        ({"format": 1}, "format 1 is not supported; this version reads 2"),
         ({"crc32": 1}, "do not match their checksum"),
         ({"quantizer": {"kind": "magic"}}, "quantizer 'magic' is not known"),
         ({"quantizer": {"kind": "inq", "bits": 9}}, "less than or equal to 8"),
         ({"quantizer": []}, "description of its packed weights is damaged"),
-        ({"layers": {"0": {"shape": [8, 2, 3, 3], "form": "zip"}}}, "damaged"),
-        ({"layers": {"0": {"shape": [8, -2], "form": "bits"}}}, "damaged"),
-        ({"layers": {"0": {"shape": [1 << 30, 1 << 30], "form": "huffman"}}}, "damaged"),
-        ({"layers": {"zero": {"shape": [8, 2, 3, 3], "form": "bits"}}}, "layer 'zero' has no packed weights"),
+        ({"side": None}, "description of its packed weights is damaged"),
+        ({"side": [1]}, "description of its packed weights is damaged"),
+        ({"side": []}, "description of its packed weights is damaged"),
+        ({"side": ["scale"]}, "'side.scale' does not hold the 4 values of its layers"),
+        ({"rest": 5}, "description of its packed weights is damaged"),
+        ({"rest": "5"}, "what is beside its packed weights is of another network"),
+        ({"layers": {"0": ["zip", 90, [8, 2, 3, 3], [2]]}}, "damaged"),
+        ({"layers": {"0": ["bits", 90, [8, -2], [2]]}}, "damaged"),
+        ({"layers": {"0": ["huffman", 90, [1 << 30, 1 << 30], [2]]}}, "damaged"),
+        ({"layers": {"0": ["bits", -90, [8, 2, 3, 3], [2]]}}, "damaged"),
+        ({"layers": {"0": ["bits", 90, [8, 2, 3, 3], [2, 2]]}}, "damaged"),
+        ({"layers": {"0": ["bits", 90, [8, 2, 3, 3], [2]]}}, "'packed' does not hold the 90 values"),
+        ({"layers": {"0": FIRST, "3": ["bits", 1350, [30, 8, 3, 3], [3]]}}, "'side.exponents' does not hold"),
+        ({"layers": {"zero": FIRST, "3": SECOND}}, "layer 'zero' is not in the model"),
         (
-            {"layers": {"0": {"shape": [8, 2, 3, 4], "form": "bits"}}},
+            {"layers": {"0": ["bits", 90, [8, 2, 3, 4], [2]], "3": SECOND}},
             "layer '0': packed weights take 90 bytes where",
         ),
-        ({"layers": {"0": {"shape": [16, 1, 3, 3], "form": "bits"}}}, r"layer '0' has shape \(16, 1, 3, 3\)"),
-        ({"quantizer": {"kind": "twn"}}, "twn is not attached"),
+        (
+            {"layers": {"0": ["bits", 90, [16, 1, 3, 3], [2]], "3": SECOND}},
+            r"layer '0' has shape \(16, 1, 3, 3\)",
+        ),
+        ({"quantizer": {"kind": "twn"}}, "its weights are of twn; the model's quantizer is inq-5"),
+        (
+            {"quantizer": {"kind": "inq", "bits": 4}},
+            "its weights are of inq-4; the model's quantizer is inq-5",
+        ),
+        ({"quantizer": {"kind": "inq", "bits": 5}}, "of inq-5 with other settings; the model's"),
     ],
 )
 def test_descriptions_that_do_not_fit_are_refused(
@@ -198,10 +218,10 @@ def test_descriptions_that_do_not_fit_are_refused(
     path = tmp_path / "net"
     saved(path)
     rewritten(path, described(path) | change)
-    restored, _ = network(seed=1)
+    restored, quantizer = network(seed=1)
     before = {name: tensor.clone() for name, tensor in restored.state_dict().items()}
     with pytest.raises(ModelError, match=complaint) as caught:
-        load_packed(restored, path)
+        load_packed(restored, quantizer, path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in restored.state_dict().items())
@@ -223,29 +243,49 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
             read_packed(tmp_path / "net")
 
 
-def test_a_file_of_another_network_or_quantizer_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     saved(tmp_path / "net")
-    shorter = nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8))
-    INQ().attach(shorter)
+    inq = INQ(SETTINGS)
+    shorter = nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.Linear(2, 2))
+    inq.attach(shorter)
     with pytest.raises(ModelError, match="layer '3' is not in the model"):
-        load_packed(shorter, tmp_path / "net")
+        load_packed(shorter, inq, tmp_path / "net")
     plain = nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8))
     with pytest.raises(ModelError, match="layer '0': inq-5 is not attached"):
-        load_packed(plain, tmp_path / "net")
-    other, _ = network()
-    other[5] = nn.Linear(30, 4)
-    with pytest.raises(ModelError, match=r"'5\.weight' has shape \(3, 30\); the model's is \(4, 30\)"):
-        load_packed(other, tmp_path / "net")
-    other[5] = nn.Linear(30, 3, bias=False)
-    with pytest.raises(ModelError, match=r"'5\.bias' is not in the model"):
-        load_packed(other, tmp_path / "net")
-    other[5] = nn.Sequential(nn.Linear(30, 3))
-    with pytest.raises(ModelError, match=r"'5\.0\.bias' is missing"):
-        load_packed(other, tmp_path / "net")
-    bare = nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 30, 3))
-    Uniform().attach(bare)
-    with pytest.raises(ModelError, match="layer '0': inq-5 is not attached"):
-        load_packed(bare, tmp_path / "net")
+        load_packed(plain, inq, tmp_path / "net")
+    for foreign in (
+        nn.Linear(30, 4),  # other shapes
+        nn.Linear(45, 2),  # as many values
+        nn.Linear(30, 3, bias=False),  # nothing under a name
+        nn.Sequential(nn.Linear(30, 3)),  # another name
+        nn.Linear(30, 3).double(),  # another type
+    ):
+        other, _ = network()
+        other[5] = foreign
+        before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+        with pytest.raises(ModelError, match="beside its packed weights is of another network"):
+            load_packed(other, inq, tmp_path / "net")
+        assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_the_same_layers_in_another_order_are_another_network(tmp_path: Path) -> None:
+    layers = {"stem": nn.Conv2d(2, 3, 3), "one": nn.BatchNorm2d(3), "two": nn.BatchNorm2d(3)}
+    net, inq = nn.ModuleDict(layers), INQ()
+    inq.attach(net)
+    inq.advance(net, 1.0)
+    save_packed(net, inq, tmp_path / "net")
+    turned = nn.ModuleDict({name: layers[name] for name in ("stem", "two", "one")})
+    with pytest.raises(ModelError, match="of another network"):
+        load_packed(turned, inq, tmp_path / "net")
+
+
+def test_the_header_names_no_tensor_by_itself(tmp_path: Path) -> None:
+    saved(tmp_path / "net")
+    content = (tmp_path / "net").read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    names = set(json.loads(content[8 : 8 + size])) - {"__metadata__"}
+    assert names == {"packed", "side.exponents", "rest.float32", "rest.int64"}
+    assert described(tmp_path / "net")["layers"] == {"0": FIRST, "3": SECOND}
 
 
 @pytest.mark.parametrize("entropy_coded", [False, True])
@@ -284,9 +324,9 @@ def test_any_damage_to_the_header_is_a_model_error_or_harmless(tmp_path: Path) -
         damaged = bytearray(whole)
         damaged[place] ^= 1
         path.write_bytes(damaged)
-        restored, _ = network(seed=1)
+        restored, quantizer = network(seed=1)
         try:
-            load_packed(restored, path)
+            load_packed(restored, quantizer, path)
         except ModelError:
             continue
         assert torch.equal(

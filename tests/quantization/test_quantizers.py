@@ -278,7 +278,7 @@ def test_packed_files_give_the_same_bits_back(name: str, entropy_coded: bool, tm
     path = tmp_path / "net.safetensors"
     save_packed(net, quantizer, path, entropy_coded=entropy_coded)
     quantizer.attach(restored)
-    load_packed(restored, path)
+    load_packed(restored, quantizer, path)
     for index in (0, 2, 4):
         weight, original = restored[index].weight, net[index].weight
         # As integers, so that zeros of both signs count as different.

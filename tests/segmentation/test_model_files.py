@@ -153,3 +153,27 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file"):
         save_fcn(make_network(FCN, seed=0), tmp_path / "file" / "model")
+
+
+@pytest.mark.parametrize("name", ["float", "inq-5", "uniform-4"])
+def test_a_save_that_is_cut_short_leaves_no_mixture_of_two_models(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_fcn(trained(FCN, "uniform-8", 1.0), tmp_path)
+
+    def cut_short(path: Path, content: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nvcim.segmentation.model_files.atomic_write_text", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        save_fcn(trained(FCN, name, 1.0), tmp_path)
+    with pytest.raises(ModelError, match=r"fcn\.json: cannot be read"):
+        load_fcn(tmp_path)
+
+
+def test_weights_of_another_quantizer_than_the_description_names_are_refused(tmp_path: Path) -> None:
+    save_fcn(trained(FCN, "uniform-8", 1.0), tmp_path / "8")
+    save_fcn(trained(FCN, "uniform-4", 1.0), tmp_path / "4")
+    (tmp_path / "4" / "model.safetensors").replace(tmp_path / "8" / "model.safetensors")
+    with pytest.raises(ModelError, match="weights are of uniform-4; the model's quantizer is uniform-8"):
+        load_fcn(tmp_path / "8")

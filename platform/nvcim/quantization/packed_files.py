@@ -1,18 +1,22 @@
 """Files of quantized models: safetensors with every quantized weight packed to its real width.
 
 The safetensors header's metadata has one key, `nvcim-packed`, with JSON: format (an integer), quantizer (its
-settings), layers (name -> shape and form), crc32 (of all tensors' bytes, in the order of their names). Tensors:
+settings), side (what the levels are made from, by name), layers (name -> form, bytes, shape, and the length of
+each of `side`), rest (`digest_of` what is not packed), crc32 (of all tensors' bytes, in the order of their
+names). A header names every tensor at a hundred bytes or so, hence few tensors, each of many parts end to end:
 
-- `<layer>.packed`: uint8, the codes of the layer's weight as `packing` writes them in its form;
-- `<layer>.packed.<name>`: what the levels are made from (scale, exponents, ...);
-- everything else of the state dict under its own name, as it is: biases, normalisation, float layers, and the
-  weights that INQ has not frozen entirely (float32 values, mask and frozen values, nothing packed).
+- `packed`: uint8, the codes of the layers' weights, as `packing` writes them in their forms;
+- `side.<name>`: scales, exponents and so on of all layers;
+- `rest.<type>`: everything else of the state dict that is of this type, in the state dict's order, flattened:
+  biases, normalisation, float layers, and the weights that INQ has not frozen entirely (float32 values, mask
+  and frozen values, nothing packed). Names and shapes are the model's; the digest tells another model's.
 """
 
+import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +35,7 @@ from nvcim.quantization.registry import make_quantizer, quantizer_settings_from
 from nvcim.storage import atomic_write_bytes
 
 _KEY = "nvcim-packed"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,14 @@ class PackedModel:
     Attributes:
         quantizer: whose levels they are.
         weights: the packed weights, by layer.
-        rest: the other entries of the model's state dict, on the CPU.
+        rest: the other entries of the model's state dict on the CPU, flattened and joined, by type.
+        digest: `digest_of` those entries.
     """
 
     quantizer: Quantizer
     weights: dict[str, PackedTensor]
     rest: dict[str, Tensor]
+    digest: str
 
     @property
     def nbytes(self) -> int:
@@ -99,12 +105,18 @@ def pack_model(model: nn.Module, quantizer: Quantizer, *, entropy_coded: bool = 
             weights[name] = (
                 huffman_coded(plain, quantizer.levels(layer).shape[-1]) if entropy_coded else plain
             )
-    rest = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-        if _layer_of(name) not in weights
+    rest = _rest_of(model, weights)
+    joined = {
+        kind: torch.cat([tensor.flatten() for tensor in rest.values() if _type_of(tensor) == kind])
+        for kind in dict.fromkeys(_type_of(tensor) for tensor in rest.values())
     }
-    return PackedModel(quantizer, weights, rest)
+    return PackedModel(quantizer, weights, joined, digest_of(rest))
+
+
+def digest_of(entries: Mapping[str, Tensor]) -> str:
+    """Return a digest (128 bits of SHA-256, hexadecimal) of the entries' names, types and shapes in their order."""
+    listed = [[name, _type_of(tensor), list(tensor.shape)] for name, tensor in entries.items()]
+    return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()[:32]
 
 
 def save_packed(model: nn.Module, quantizer: Quantizer, path: Path, *, entropy_coded: bool = False) -> None:
@@ -115,15 +127,22 @@ def save_packed(model: nn.Module, quantizer: Quantizer, path: Path, *, entropy_c
         RunError: the file cannot be written.
     """
     packed = pack_model(model, quantizer, entropy_coded=entropy_coded)
-    tensors = dict(packed.rest)
-    for name, weight in packed.weights.items():
-        tensors[f"{name}.packed"] = torch.from_numpy(weight.payload.copy())
-        for part, array in weight.side.items():
-            tensors[f"{name}.packed.{part}"] = torch.from_numpy(array)
+    held = list(packed.weights.values())
+    parts = sorted({part for weight in held for part in weight.side})
+    tensors = {f"rest.{kind}": tensor for kind, tensor in packed.rest.items()}
+    if held:
+        tensors["packed"] = torch.from_numpy(np.concatenate([weight.payload for weight in held]))
+    for part in parts:
+        tensors[f"side.{part}"] = torch.from_numpy(np.concatenate([weight.side[part] for weight in held]))
     description = {
         "format": _FORMAT,
         "quantizer": quantizer.settings.model_dump(mode="json"),
-        "layers": {n: {"shape": list(w.shape), "form": w.form} for n, w in packed.weights.items()},
+        "side": parts,
+        "layers": {
+            name: [w.form, w.payload.size, list(w.shape), [w.side[part].size for part in parts]]
+            for name, w in packed.weights.items()
+        },
+        "rest": packed.digest,
         "crc32": _checksum(tensors),
     }
     content = save(tensors, {_KEY: json.dumps(description, separators=(",", ":"))})
@@ -134,49 +153,59 @@ def read_packed(path: Path) -> PackedModel:
     """Return what `save_packed` wrote, still packed.
 
     Raises:
-        ModelError: the file is missing, damaged, of another kind, or of a later format.
+        ModelError: the file is missing, damaged, of another kind, or of another format.
     """
     tensors, description = _read(path)
     try:
         quantizer = make_quantizer(quantizer_settings_from(description["quantizer"], str(path)))
     except ConfigError as error:
         raise ModelError(str(error)) from error
-    weights = {}
-    for name, entry in description["layers"].items():
-        payload = tensors.pop(f"{name}.packed", None)
-        if payload is None or payload.dtype != torch.uint8 or payload.dim() != 1:
-            raise ModelError(f"{path}: layer '{name}' has no packed weights")
-        prefix = f"{name}.packed."
-        side = {key[len(prefix) :]: tensors.pop(key).numpy() for key in [*tensors] if key.startswith(prefix)}
-        weights[name] = PackedTensor(tuple(entry["shape"]), entry["form"], payload.numpy(), side)
-    return PackedModel(quantizer, weights, tensors)
+    layers, parts = description["layers"], description["side"]
+    payloads = [
+        np.asarray(payload, dtype=np.uint8)
+        for payload in _split(path, tensors, "packed", [entry[1] for entry in layers.values()])
+    ]
+    sides = {
+        part: _split(path, tensors, f"side.{part}", [entry[3][index] for entry in layers.values()])
+        for index, part in enumerate(parts)
+    }
+    weights = {
+        name: PackedTensor(tuple(shape), form, payloads[at], {part: sides[part][at] for part in parts})
+        for at, (name, (form, _, shape, _)) in enumerate(layers.items())
+    }
+    if unknown := [name for name in tensors if not name.startswith("rest.")]:
+        raise ModelError(f"{path}: '{unknown[0]}' is not part of packed weights")
+    rest = {name.removeprefix("rest."): tensor for name, tensor in tensors.items()}
+    return PackedModel(quantizer, weights, rest, description["rest"])
 
 
-def load_packed(model: nn.Module, path: Path) -> None:
-    """Fill a model of the same shape, with the same quantizer attached, from a file; all or nothing.
+def load_packed(model: nn.Module, quantizer: Quantizer, path: Path) -> None:
+    """Fill a model of the same shape from a file; `quantizer` is attached to it. All or nothing.
 
     Packed weights are then fixed: they read the stored values bit for bit and take no gradient.
 
     Raises:
-        ModelError: as `read_packed`, or the file does not fit the model or its quantizer.
+        ModelError: as `read_packed`, or the file does not fit the model or its quantizer's settings.
     """
     packed = read_packed(path)
+    if packed.quantizer.settings != quantizer.settings:
+        own, other = packed.quantizer.name, quantizer.name
+        differ = own if own != other else f"{own} with other settings"
+        raise ModelError(f"{path}: its weights are of {differ}; the model's quantizer is {other}")
     layers = {name: layer for name, layer in model.named_modules() if name in packed.weights}
     values: dict[str, Tensor] = {}
     for name, weight in packed.weights.items():
         if name not in layers:
             raise ModelError(f"{path}: layer '{name}' is not in the model")
         try:
-            packed.quantizer.weight_of(layers[name])
-            values[name] = unpacked(weight, packed.quantizer)
+            quantizer.weight_of(layers[name])
+            values[name] = unpacked(weight, quantizer)
         except ModelError as error:
             raise ModelError(f"{path}: layer '{name}': {error}") from error
         expected = tuple(original_of(layers[name]).shape)
         if weight.shape != expected:
             raise ModelError(f"{path}: layer '{name}' has shape {weight.shape}; the model's is {expected}")
-    own = {name: tensor for name, tensor in model.state_dict().items() if _layer_of(name) not in values}
-    _check_rest(path, packed.rest, own)
-    model.load_state_dict(packed.rest, strict=False)
+    model.load_state_dict(_rest_in(path, packed, _rest_of(model, packed.weights)), strict=False)
     for name, weight in packed.weights.items():
         side = {part: torch.from_numpy(array.copy()) for part, array in weight.side.items()}
         fix_weight(layers[name], values[name], side)
@@ -239,11 +268,55 @@ def _layer_of(entry: str) -> str | None:
     return layer.removesuffix(".") if found else None
 
 
+def _type_of(tensor: Tensor) -> str:
+    """The name of a tensor's type, for example float32."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _rest_of(model: nn.Module, packed: Container[str | None]) -> dict[str, Tensor]:
+    """The entries of the state dict that are not of packed layers, on the CPU."""
+    return {
+        name: tensor.detach().cpu()
+        for name, tensor in model.state_dict().items()
+        if _layer_of(name) not in packed
+    }
+
+
+def _rest_in(path: Path, packed: PackedModel, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The joined tensors of a file as the entries of a model's state dict."""
+    if packed.digest != digest_of(expected):
+        raise ModelError(
+            f"{path}: what is beside its packed weights is of another network (names, types or shapes differ)"
+        )
+    found: dict[str, Tensor] = {}
+    for kind in {*packed.rest, *(_type_of(tensor) for tensor in expected.values())}:
+        names = [name for name, tensor in expected.items() if _type_of(tensor) == kind]
+        joined = packed.rest.get(kind)
+        sizes = [expected[name].numel() for name in names]
+        if joined is None or not names or _type_of(joined) != kind or joined.shape != (sum(sizes),):
+            raise ModelError(f"{path}: 'rest.{kind}' does not hold the values that the model has")
+        for name, values in zip(names, joined.split(sizes), strict=True):  # type: ignore[no-untyped-call]
+            found[name] = values.view(expected[name].shape)
+    return found
+
+
+def _split(
+    path: Path, tensors: dict[str, Tensor], name: str, sizes: Sequence[int]
+) -> list[NDArray[np.generic]]:
+    """Take a joined tensor out of `tensors`, in parts of these sizes; none is held where no part is due."""
+    if not sizes:
+        return []
+    joined = tensors.pop(name, None)
+    if joined is None or joined.shape != (sum(sizes),):
+        raise ModelError(f"{path}: '{name}' does not hold the {sum(sizes)} values of its layers")
+    return [part.numpy() for part in joined.split(list(sizes))]  # type: ignore[no-untyped-call]
+
+
 def _checksum(tensors: Mapping[str, Tensor]) -> int:
     """CRC-32 of all tensors' bytes, in the order of their names."""
     value = 0
     for name in sorted(tensors):
-        value = zlib.crc32(np.ascontiguousarray(tensors[name].numpy()).data, value)
+        value = zlib.crc32(tensors[name].view(torch.uint8).numpy().data, value)
     return value
 
 
@@ -265,38 +338,28 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if version != _FORMAT:
         raise ModelError(f"{path}: format {version} is not supported; this version reads {_FORMAT}")
     _check_description(path, description)
-    if description["crc32"] != _checksum(tensors):
+    flat = all(tensor.dim() == 1 for tensor in tensors.values())
+    if not flat or description["crc32"] != _checksum(tensors):
         raise ModelError(f"{path}: damaged, its tensors do not match their checksum")
     return tensors, description
 
 
 def _check_description(path: Path, description: Mapping[str, Any]) -> None:
     """Refuse a description whose parts are not what `save_packed` writes."""
-    layers, quantizer = description.get("layers"), description.get("quantizer")
-    whole = isinstance(layers, dict) and isinstance(quantizer, dict) and "crc32" in description
-    if not whole or not all(_is_layer(entry) for entry in layers.values()):  # type: ignore[union-attr]
+    layers, parts = description.get("layers"), description.get("side")
+    whole = isinstance(description.get("quantizer"), dict) and isinstance(description.get("rest"), str)
+    whole = whole and isinstance(layers, dict) and isinstance(parts, list) and "crc32" in description
+    named = whole and all(isinstance(part, str) for part in parts)  # type: ignore[union-attr]
+    if not named or not all(_is_layer(entry, len(parts)) for entry in layers.values()):  # type: ignore[union-attr,arg-type]
         raise ModelError(f"{path}: the description of its packed weights is damaged")
 
 
-def _is_layer(entry: object) -> bool:
-    """Whether a layer's description has a known form and a shape that memory can hold."""
-    if not isinstance(entry, dict) or entry.get("form") not in FORMS:
+def _is_layer(entry: object, parts: int) -> bool:
+    """Whether a layer's description has a known form, a shape that memory can hold, and `parts` side lengths."""
+    if not isinstance(entry, list) or len(entry) != 4 or entry[0] not in FORMS:
         return False
-    shape = entry.get("shape")
-    if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
+    _, size, shape, lengths = entry
+    if not isinstance(lengths, list) or len(lengths) != parts or not isinstance(shape, list) or not shape:
         return False
-    return math.prod(shape) < 2**40
-
-
-def _check_rest(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes of the tensors that are stored as they are."""
-    if missing := sorted(set(expected) - set(found)):
-        raise ModelError(
-            f"{path}: '{missing[0]}' is missing; does the model have the same shape and quantizer?"
-        )
-    if unknown := sorted(set(found) - set(expected)):
-        raise ModelError(f"{path}: '{unknown[0]}' is not in the model")
-    for name, tensor in expected.items():
-        if tensor.shape != found[name].shape:
-            shapes = f"{tuple(found[name].shape)}; the model's is {tuple(tensor.shape)}"
-            raise ModelError(f"{path}: '{name}' has shape {shapes}")
+    counts = all(type(n) is int and 0 < n < 2**40 for n in (size, *shape, *lengths))
+    return counts and math.prod(shape) < 2**40

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save
 
-from nvcim.errors import ModelError
+from nvcim.errors import ModelError, RunError
 from nvcim.quantization import load_packed, make_quantizer, quantizer_settings_from, save_packed
 from nvcim.segmentation.architectures import make_network, network_settings_from
 from nvcim.segmentation.network import CLASSES, SegmentationNetwork
@@ -23,7 +23,8 @@ def save_fcn(model: SegmentationNetwork, folder: Path, *, entropy_coded: bool = 
     """Write a network of any kind to a folder; `load_fcn` restores it bit-exactly, also in INQ's schedule.
 
     `fcn.json` holds settings, quantizer and smallest object, and is written last: a folder that has it is
-    complete. `entropy_coded` packs quantized weights as `save_packed` does with it.
+    complete. That of an earlier model goes first, so that a save that is cut short leaves no mixture of the two.
+    `entropy_coded` packs quantized weights as `save_packed` does with it.
 
     Raises:
         RunError: the folder cannot be written.
@@ -36,6 +37,7 @@ def save_fcn(model: SegmentationNetwork, folder: Path, *, entropy_coded: bool = 
         "quantizer": model.quantizer.settings.model_dump() if model.quantizer else None,
     }
     weights = folder / "model.safetensors"
+    _remove(folder / "fcn.json")
     if model.quantizer is not None:
         save_packed(model, model.quantizer, weights, entropy_coded=entropy_coded)
     else:
@@ -57,8 +59,9 @@ def load_fcn(folder: Path) -> SegmentationNetwork:
     model.smallest_object = description["smallest_object"]
     weights = folder / "model.safetensors"
     if description["quantizer"] is not None:
-        model.quantize(make_quantizer(quantizer_settings_from(description["quantizer"], str(source))))
-        load_packed(model, weights)
+        quantizer = make_quantizer(quantizer_settings_from(description["quantizer"], str(source)))
+        model.quantize(quantizer)
+        load_packed(model, quantizer, weights)
         return model.eval()
     try:
         model.load_state_dict(load_file(weights))
@@ -66,6 +69,18 @@ def load_fcn(folder: Path) -> SegmentationNetwork:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{weights}: cannot be loaded into the model of {source.name} ({reason})") from error
     return model.eval()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file where there is one.
+
+    Raises:
+        RunError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be replaced ({error.strerror})") from error
 
 
 def _read_description(source: Path) -> dict[str, Any]:
