@@ -1,3 +1,4 @@
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,38 @@ def test_no_result_depends_on_how_many_tiles_go_at_once() -> None:
     assert torch.allclose(one, three, atol=1e-6)
 
 
+def test_an_ensembles_order_does_not_matter() -> None:
+    networks = [ResidualFCN(SMALL, seed=seed).eval() for seed in range(3)]
+    for network, smallest in zip(networks, (1, 40, 4000), strict=True):
+        network.smallest_object = smallest
+    settings = PredictionSettings(certainty=0.0)
+    found = [predict([networks[i] for i in order], PIXELS, settings) for order in permutations(range(3))]
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+    # The median of what the three leave out.
+    expected = predict(networks, PIXELS, settings.model_copy(update={"smallest_object": 40}))
+    assert np.array_equal(found[0], expected)
+    assert expected.any()
+    assert not np.array_equal(
+        expected, predict(networks, PIXELS, settings.model_copy(update={"smallest_object": 1}))
+    )
+
+
+def test_networks_of_different_contours_are_no_ensemble() -> None:
+    wide = ResidualFCN(SMALL.model_copy(update={"contour_width": 9}))
+    with pytest.raises(
+        ModelError, match=rf"same contour_width, given contour_width \[{SMALL.contour_width}, 9\]"
+    ):
+        predict([MODEL, wide], PIXELS)
+
+
+def test_a_tile_smaller_than_the_stride_of_the_overlap_is_seen_all_the_same() -> None:
+    deep = ResidualFCN(SMALL.model_copy(update={"depth": 5})).eval()
+    assert deep.stride == 64
+    found = predict_probabilities(deep, PIXELS[:70], PredictionSettings(tile=64, overlap=32))
+    assert found.shape == (3, 70, 170)
+    assert torch.allclose(found.sum(dim=0), torch.ones(70, 170), atol=1e-5)
+
+
 def test_eight_views_make_the_result_follow_a_turned_image() -> None:
     square = PIXELS[:160, :160]
     settings = PredictionSettings(flips=8)
@@ -73,7 +106,7 @@ def test_an_ensemble_is_the_mean_of_its_networks() -> None:
 
 def test_an_ensemble_of_different_classes_or_none_is_refused() -> None:
     other = ResidualFCN(SMALL.model_copy(update={"classes": 2}))
-    with pytest.raises(ModelError, match=r"same classes, given \[2, 3\]"):
+    with pytest.raises(ModelError, match=r"same classes, given classes \[2, 3\]"):
         predict_probabilities([MODEL, other], PIXELS)
     with pytest.raises(ModelError, match="no network"):
         predict_probabilities([], PIXELS)

@@ -60,6 +60,24 @@ def test_specks_are_dropped_and_holes_closed() -> None:
     assert found[25, 25] == 0
 
 
+def test_an_object_counts_with_its_holes_closed() -> None:
+    classes = np.zeros((30, 30), dtype=np.int64)
+    classes[5:15, 5:15] = 1
+    classes[6:14, 6:14] = 0  # a ring of 36 pixels around 64
+    found = split_instances(certain(classes), SplittingSettings(), smallest=100, growth=0)
+    assert (found[5:15, 5:15] == 1).all()
+    assert not split_instances(certain(classes), SplittingSettings(), smallest=101, growth=0).any()
+
+
+def test_a_speck_that_is_dropped_leaves_no_hole_open() -> None:
+    classes = np.zeros((30, 30), dtype=np.int64)
+    classes[5:20, 5:20] = 1
+    classes[9:14, 9:14] = 0
+    classes[11, 11] = 1
+    found = split_instances(certain(classes), SplittingSettings(), smallest=5, growth=0)
+    assert (found[5:20, 5:20] == 1).all()
+
+
 def test_an_object_inside_the_hole_of_another_survives() -> None:
     classes = np.zeros((40, 40), dtype=np.int64)
     classes[5:35, 5:35] = 1

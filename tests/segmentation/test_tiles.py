@@ -23,6 +23,31 @@ def test_tiles_cover_an_axis_at_multiples_of_the_stride(length: int, tile: int, 
         assert left < right <= left + found.size - overlap
 
 
+@given(
+    stride=st.sampled_from([8, 16, 32, 64]),
+    count=st.integers(1, 100),
+    tile=st.integers(64, 900),
+    share=st.floats(0, 0.5),
+)
+@settings(deadline=None)
+def test_any_tile_and_overlap_that_settings_accept_can_be_laid_at_any_stride(
+    stride: int, count: int, tile: int, share: float
+) -> None:
+    length, overlap = count * stride, int(tile * share)
+    found = tiling(length, tile, overlap, stride)
+    assert found.starts[0] == 0
+    assert found.starts[-1] + found.size == length
+    assert all(start % stride == 0 for start in (*found.starts, found.size))
+    for left, right in zip(found.starts, found.starts[1:], strict=False):
+        assert left < right <= left + found.size - overlap
+
+
+def test_an_overlap_that_the_stride_rounds_up_to_a_whole_tile_makes_tiles_larger() -> None:
+    assert tiling(256, 64, 32, 64).size == 128  # overlap 64 after rounding
+    assert tiling(256, 64, 32, 64).starts == (0, 64, 128)
+    assert tiling(128, 64, 32, 64).starts == (0,)
+
+
 def test_tiles_are_as_small_as_their_number_allows() -> None:
     assert tiling(2048, 1280, 64, 32) == tiling(2048, 1056, 64, 32)
     assert tiling(2048, 1280, 64, 32).starts == (0, 992)

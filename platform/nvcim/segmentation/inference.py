@@ -31,7 +31,11 @@ class PredictionSettings(SplittingSettings):
         default=1280, ge=64, le=16384, description="pixels; an image up to this size is seen whole"
     )
     overlap: int = Field(default=64, ge=0, description="pixels that neighbouring tiles share and blend over")
-    batch: int = Field(default=1, ge=1, description="tiles in one forward pass; no result depends on it")
+    batch: int = Field(
+        default=1,
+        ge=1,
+        description="tiles in one forward pass; changes probabilities by float32 rounding only, up to about 2e-5",
+    )
     flips: Literal[1, 2, 4, 8] = Field(
         default=1, description="views averaged: 1 as is, 2 mirrored too, 4 upside down too, 8 transposed too"
     )
@@ -53,7 +57,7 @@ def predict_probabilities(
 
     Raises:
         DataError: not an RGB image, or an empty one.
-        ModelError: no network, or networks that differ in their classes.
+        ModelError: as `ensemble`.
     """
     settings = settings or PredictionSettings()
     image = ArrayImage(pixels)
@@ -86,13 +90,18 @@ def ensemble(models: Models) -> tuple[SegmentationNetwork, ...]:
     """Return the networks in evaluation mode.
 
     Raises:
-        ModelError: no network, or networks that differ in their classes.
+        ModelError: no network, or networks that differ in their classes or in the contours they were trained on.
     """
     several = (models,) if isinstance(models, SegmentationNetwork) else tuple(models)
     classes = {model.settings.classes for model in several}
     if len(classes) != 1:
-        found = f"{sorted(classes)}" if classes else "no network"
+        found = f"classes {sorted(classes)}" if classes else "no network"
         raise ModelError(f"an ensemble needs networks with the same classes, given {found}")
+    widths = {model.settings.contour_width for model in several}
+    if len(widths) != 1 and classes == {3}:  # without that class nothing grows by the contour's width
+        raise ModelError(
+            f"an ensemble needs networks with the same contour_width, given contour_width {sorted(widths)}"
+        )
     for model in several:
         model.eval()
     return several

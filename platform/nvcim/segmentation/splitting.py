@@ -102,8 +102,8 @@ def label_objects(
     """Tell objects apart in what `decide` returned, [H, W]; labels 1..n in the order of their first core pixel.
 
     By contour, connected cores become one object each and grow by up to `growth` pixels into their edge; by
-    distance, regions are split by a watershed on the distance from the background. Objects without a SEED or
-    below `smallest` pixels are dropped; holes that border on one object only are closed.
+    distance, regions are split by a watershed on the distance from the background. Objects without a SEED
+    or, holes and all, below `smallest` pixels are dropped; holes that border on one object only are closed.
     """
     if split == "distance":
         labels, count = _split_by_distance(decided > BACKGROUND, neck)
@@ -117,9 +117,11 @@ def label_objects(
         certain[labels[band][decided[band] == SEED]] = True
     _relabel(labels, certain)
     _grow(labels, decided, growth)
-    areas = object_areas(labels)
-    _relabel(labels, areas >= smallest)
-    _close_holes(labels)
+    _close_holes(labels)  # before areas count, so that a ring is as large as what it becomes
+    large = object_areas(labels) >= smallest
+    if not large[1:].all():
+        _relabel(labels, large)
+        _close_holes(labels)  # a dropped speck may have kept a hole open
     return labels
 
 

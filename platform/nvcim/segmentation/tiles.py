@@ -29,16 +29,19 @@ class Tiling:
 def tiling(length: int, tile: int, overlap: int, stride: int) -> Tiling:
     """Lay as few tiles as possible over `length` pixels (a multiple of `stride`), all of one size.
 
-    No tile is larger than `tile`; where fewer pixels do, all are smaller, so that little is seen twice.
-    Neighbours overlap by `overlap` or more.
+    Neighbours overlap by `overlap` or more. No tile is larger than `tile`, except where rounding to the stride
+    would leave less than twice the overlap; where fewer pixels do, all are smaller, so that little is seen twice.
     """
+    overlap = _up(overlap, stride)
+    if length > tile:  # an axis that one tile takes in is seen whole whatever the stride
+        tile = max(tile // stride * stride, 2 * overlap, stride)
     if length <= tile:
         return Tiling(length, (0,))
-    tile, overlap = tile // stride * stride, math.ceil(overlap / stride) * stride
     count = math.ceil((length - overlap) / (tile - overlap))
     size = _up((length + (count - 1) * overlap) / count, stride)
     step = _up((length - size) / (count - 1), stride)
-    return Tiling(size, tuple(min(i * step, length - size) for i in range(count)))
+    # Rounded steps may arrive at the end before the last tile.
+    return Tiling(size, tuple(dict.fromkeys(min(i * step, length - size) for i in range(count))))
 
 
 def _up(length: float, stride: int) -> int:
