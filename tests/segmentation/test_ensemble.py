@@ -8,7 +8,7 @@ import torch
 
 from nvcim.data.images import LabelledImage
 from nvcim.data.tissue import TissueSettings, generate_tissue
-from nvcim.errors import ConfigError, ModelError
+from nvcim.errors import ConfigError, DataError, ModelError, RunError
 from nvcim.segmentation import (
     FCNSettings,
     MemberJob,
@@ -107,6 +107,42 @@ def test_a_quantized_member_goes_on_from_its_float_twin(images: list[LabelledIma
     assert train_member(quantized, images) == logs[1]  # complete, so its start may be gone
     with pytest.raises(ModelError, match="must be float, this one is inq-5"):
         train_member(job(tmp_path / "again", start=quantized.out), images)
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.5])
+def test_members_are_drawn_again_until_they_hold_an_object(
+    images: list[LabelledImage], tmp_path: Path, validation: float
+) -> None:
+    blank = LabelledImage("blank", images[0].pixels, np.zeros((48, 48), dtype=np.int32))
+    pair = [images[0], blank]
+    # Half of the splits of two images, and a quarter of the resamples, miss the one with objects.
+    jobs = [job(tmp_path / str(seed), seed, validation=validation) for seed in range(8)]
+    train_members(jobs, pair)
+    areas = np.unique(images[0].instances[images[0].instances > 0], return_counts=True)[1]
+    learnt = max(int(np.percentile(areas, 5) / 2), 1)
+    assert {model.smallest_object for model in load_members([j.out for j in jobs])} == {learnt}
+    with pytest.raises(DataError, match="no image of the training set holds"):
+        train_member(job(tmp_path / "none"), [blank, blank])
+
+
+def test_all_members_learn_the_smallest_object_of_the_whole_set(
+    images: list[LabelledImage], tmp_path: Path
+) -> None:
+    large = np.zeros((48, 48), dtype=np.int32)
+    large[4:44, 4:44] = 1
+    pair = [images[0], LabelledImage("large", images[1].pixels, large)]
+    jobs = [job(tmp_path / str(seed), seed) for seed in range(4)]
+    train_members(jobs, pair)
+    areas = [c for i in pair for c in np.unique(i.instances[i.instances > 0], return_counts=True)[1]]
+    found = {model.smallest_object for model in load_members([j.out for j in jobs])}
+    assert found == {max(int(np.percentile(areas, 5) / 2), 1)}
+
+
+def test_a_place_that_is_a_file_is_refused(images: list[LabelledImage], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RunError, match="no folder can be made there"):
+            train_member(job(place), images)
 
 
 def test_a_folder_of_another_job_is_refused(images: list[LabelledImage], tmp_path: Path) -> None:

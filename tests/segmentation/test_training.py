@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from nvcim.segmentation import (
 )
 from nvcim.segmentation.augmentation import prepare_image, whole_crop
 from nvcim.segmentation.losses import segmentation_loss
+from nvcim.segmentation.network import baked
 from nvcim.segmentation.training import drawing_chances
 
 NETWORK = FCNSettings(width=8, depth=3, descriptor_dim=32, fused_width=16)
@@ -150,13 +152,59 @@ def test_a_killed_training_goes_on_to_the_same_weights(name: str, last: int, tmp
     assert all(torch.equal(resumed[0][key], whole[0][key]) for key in whole[0])
 
 
+@pytest.mark.parametrize("last", [4, 5, 10, 11])
+def test_a_killed_training_that_stops_early_goes_on_to_the_same_weights(last: int, tmp_path: Path) -> None:
+    images = generate_tissue(3, TissueSettings(height=48, width=48), seed=0)
+    small = FCNSettings(width=4, depth=1, descriptor_dim=8, fused_width=8)
+    # At this rate a validation hardly ever beats the one before, so that stages end by patience.
+    every = {"steps": 40, "checkpoint_every": 2, "validate_every": 2, "patience": 1, "learning_rate": 0.5}
+    settings = QUICK.model_copy(update=every)
+
+    def run(on_step: Callable[[int, int, float], None] | None, path: Path | None) -> tuple[object, ...]:
+        model, quantizer = ResidualFCN(small, seed=0), quantizer_named("inq-5")
+        log = train(
+            model, images[1:], settings, 3, quantizer, on_step, validation=images[:1], checkpoint=path
+        )
+        return [t.tolist() for t in model.state_dict().values()], log.losses, log.validations
+
+    def kill(done: int, total: int, loss: float) -> None:
+        if done == last:
+            raise KeyboardInterrupt
+
+    whole = run(None, None)
+    assert isinstance(whole[1], tuple)
+    assert last < len(whole[1]) < 40
+    with pytest.raises(KeyboardInterrupt):
+        run(kill, tmp_path / "checkpoint.pt")
+    assert run(None, tmp_path / "checkpoint.pt") == whole
+
+
+def test_a_checkpoint_of_other_masks_pixels_or_first_weights_is_refused(tmp_path: Path) -> None:
+    [image] = generate_tissue(1, TissueSettings(height=48, width=48), seed=0)
+    path = tmp_path / "checkpoint.pt"
+    settings = QUICK.model_copy(update={"checkpoint_every": 1})
+    train(ResidualFCN(NETWORK), [image], settings, 0, checkpoint=path)
+    instances, pixels = image.instances.copy(), image.pixels.copy()
+    instances[0, 0] += 1
+    pixels[0, 0, 0] ^= 1
+    for other in (
+        dataclasses.replace(image, instances=instances),
+        dataclasses.replace(image, pixels=pixels),
+    ):
+        with pytest.raises(ModelError, match="images or first weights"):
+            train(ResidualFCN(NETWORK), [other], settings, 0, checkpoint=path)
+    with pytest.raises(ModelError, match="images or first weights"):
+        train(ResidualFCN(NETWORK, seed=1), [image], settings, 0, checkpoint=path)
+    train(ResidualFCN(NETWORK), [image], settings, 0, checkpoint=path)  # the same one is taken up
+
+
 def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     images = generate_tissue(1, TissueSettings(height=48, width=48), seed=0)
     path = tmp_path / "checkpoint.pt"
     settings = QUICK.model_copy(update={"checkpoint_every": 1})
     train(ResidualFCN(NETWORK), images, settings, 0, checkpoint=path)
     for changes, seed in (({}, 1), ({"steps": 5}, 0)):
-        with pytest.raises(ModelError, match="other settings, seed or images"):
+        with pytest.raises(ModelError, match="other settings, seed, images or first weights"):
             train(ResidualFCN(NETWORK), images, settings.model_copy(update=changes), seed, checkpoint=path)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ModelError, match=r"checkpoint\.pt: cannot be read"):
@@ -236,6 +284,8 @@ def test_what_cannot_be_trained_is_refused() -> None:
     train(model, [image], QUICK, quantizer=quantizer_named("inq-5"))
     with pytest.raises(ModelError, match="quantized already"):
         train(model, [image], QUICK)
+    with pytest.raises(ModelError, match="copy to predict with"):
+        train(baked(model), [image], QUICK)
     with pytest.raises(ModelError, match="diverged"):
         train(ResidualFCN(NETWORK), [image], QUICK.model_copy(update={"learning_rate": 1e30, "steps": 20}))
 

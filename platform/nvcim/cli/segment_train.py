@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from nvcim.cli.console import Config, Seed, out
 from nvcim.config import load_settings
@@ -25,6 +26,10 @@ def train(
     config: Config = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Train on that many images of the set.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from what --out holds.")] = False,
+    entropy_coded: Annotated[
+        bool,
+        typer.Option("--entropy-coded", help="Huffman-code quantized weights in the file where that pays."),
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Train a network, or several, on labelled images; --config takes the training settings."""
@@ -47,6 +52,7 @@ def train(
             networks=networks,
             validation=validation,
             resume=resume,
+            entropy_coded=entropy_coded,
         )
     for log in logs:
         tail = log.losses[-10:]
@@ -56,3 +62,37 @@ def train(
             f"{len(log.losses)} steps in {log.seconds:.0f} s"
         )
     out.print(f"saved to {model}" if networks == 1 else f"{networks} networks saved to {model}/member-*")
+    if weights != "float":
+        first = model if networks == 1 else model / "member-0"
+        out.print(size_table(first / "model.safetensors"))
+
+
+def size_table(path: Path) -> Table:
+    """What each layer of a packed file takes, measured on it; the last line is the whole file."""
+    from nvcim.quantization import packed_sizes
+
+    sizes = packed_sizes(path)
+    table = Table(title=f"{path}: bytes by layer (measured)")
+    for column in ("layer", "form", "values", "on disk", "bits per value", "in memory", "as float32"):
+        table.add_column(column, overflow="fold", justify="left" if column in ("layer", "form") else "right")
+    for size in sizes:
+        table.add_row(
+            size.layer,
+            size.form,
+            str(size.weights),
+            str(size.disk_bytes),
+            f"{size.bits_per_weight:.2f}",
+            str(size.memory_bytes),
+            str(size.float32_bytes),
+        )
+    values, disk = sum(size.weights for size in sizes), sum(size.disk_bytes for size in sizes)
+    table.add_row(
+        "whole file",
+        "",
+        str(values),
+        str(disk),
+        f"{8 * disk / values:.2f}",
+        str(sum(size.memory_bytes for size in sizes)),
+        str(sum(size.float32_bytes for size in sizes)),
+    )
+    return table

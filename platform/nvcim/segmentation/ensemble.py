@@ -6,6 +6,7 @@ by side and gets the same folders, since a member depends on nothing but its own
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,28 +16,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvcim.data.images import LabelledImage
-from nvcim.errors import ConfigError, ModelError
+from nvcim.errors import ConfigError, ModelError, RunError
 from nvcim.quantization import quantizer_named
 from nvcim.randomness import named_seed
 from nvcim.segmentation.architectures import NetworkSettings, make_network
 from nvcim.segmentation.model_files import load_fcn, save_fcn
 from nvcim.segmentation.network import SegmentationNetwork
-from nvcim.segmentation.training import OnStep, TrainingLog, TrainingSettings, train
+from nvcim.segmentation.training import (
+    OnStep,
+    TrainingLog,
+    TrainingSettings,
+    fingerprint,
+    smallest_object,
+    train,
+)
 from nvcim.storage import atomic_write_text
 
 _LOG = "training.json"
 _CHECKPOINT = "checkpoint.pt"
+_FILES = (_LOG, _CHECKPOINT, "fcn.json", "model.safetensors")  # log first: without it nothing is complete
 
 
 @dataclass(frozen=True)
 class MemberJob:
     """One network to train and where it goes.
 
-    `bootstrap` trains on a resample with replacement of the images, drawn by `seed`; else on all of them.
+    `bootstrap` trains on a resample with replacement of the images, drawn by `seed`; else on all of them. A
+    draw without any labelled object is drawn again; what is a speck is learnt from all images in any case.
     `start` is the folder of a trained float network to go on from (a quantized member's float twin; give it
     the same seed, so that both see the same resample); None starts from random weights. `training.steps` are
     this job's own steps, whatever its start. `validation` (0 to below 1) is the share of the images, drawn by
-    `seed`, that is kept out of training and decides when it is best, as `train` says.
+    `seed`, that is kept out of training and decides when it is best, as `train` says. `entropy_coded` is for
+    the file of quantized weights, as `save_fcn` takes it.
     """
 
     network: NetworkSettings
@@ -47,6 +58,7 @@ class MemberJob:
     bootstrap: bool = True
     start: Path | None = None
     validation: float = 0.0
+    entropy_coded: bool = False
 
 
 TrainMembers = Callable[[Sequence[MemberJob], Sequence[LabelledImage]], list[TrainingLog]]
@@ -93,20 +105,23 @@ def train_member(
         DataError, ConfigError: images or settings that cannot be trained with.
         ModelError: `job.out` holds another job's network, `job.start` cannot be loaded or is quantized, or
             training diverged.
+        RunError: `job.out` cannot be written to.
     """
     identity = _identity(job, images)
     log = _finished(job.out, identity)
     if log is not None:
         return log
-    training, validation = hold_back(len(images), job.validation, job.seed)
-    if job.bootstrap:
-        training = training[bootstrap(len(training), job.seed)]
+    specks = smallest_object(images)
+    training, validation = _draw(job, images)
     model = _start(job)
     # Whatever the weights, networks that go on from one start see the same crops: they are compared in pairs.
     seed = named_seed(job.seed, "segmentation", "member", "start" if job.start is None else "continued")
     checkpoint = job.out / _CHECKPOINT
     quantizer = quantizer_named(job.quantizer)
-    job.out.mkdir(parents=True, exist_ok=True)
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{job.out}: no folder can be made there ({error.strerror})") from error
     log = train(
         model,
         [images[i] for i in training],
@@ -117,7 +132,8 @@ def train_member(
         validation=[images[i] for i in validation],
         checkpoint=checkpoint,
     )
-    save_fcn(model.to("cpu"), job.out)
+    model.smallest_object = specks
+    save_fcn(model.to("cpu"), job.out, entropy_coded=job.entropy_coded)
     content = {"job": identity, **dataclasses.asdict(log)}
     atomic_write_text(job.out / _LOG, json.dumps(content) + "\n")
     checkpoint.unlink(missing_ok=True)
@@ -128,7 +144,7 @@ def train_members(jobs: Sequence[MemberJob], images: Sequence[LabelledImage]) ->
     """Train the jobs one after another in this process; logs in the order of the jobs.
 
     Raises:
-        DataError, ConfigError, ModelError: as `train_member`.
+        DataError, ConfigError, ModelError, RunError: as `train_member`.
     """
     return [train_member(job, images) for job in jobs]
 
@@ -142,10 +158,40 @@ def load_members(folders: Sequence[Path]) -> list[SegmentationNetwork]:
     return [load_fcn(folder) for folder in folders]
 
 
-def forget_member(folder: Path) -> None:
-    """Take back that a folder's training is complete or under way, so that `train_member` begins anew."""
-    for name in (_LOG, _CHECKPOINT):
-        (folder / name).unlink(missing_ok=True)
+def holds_member(folder: Path) -> bool:
+    """Whether `train_member` has left a network there, or a part of its training."""
+    return any((folder / name).exists() for name in _FILES)
+
+
+def remove_member(folder: Path) -> None:
+    """Remove what `train_member` wrote to a folder, and the folder where nothing else is in it.
+
+    Raises:
+        RunError: it cannot be removed.
+    """
+    try:
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be cleared ({error.strerror})") from error
+
+
+def _draw(job: MemberJob, images: Sequence[LabelledImage]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the images to train on, which hold an object, and of those to validate on.
+
+    Some image must hold one. Few draws miss them all; another is made then, by a seed that follows from it.
+    """
+    labelled = np.array([bool(image.instances.any()) for image in images])
+    for attempt in itertools.count():
+        seed = named_seed(job.seed, "segmentation", "drawn again", attempt) if attempt else job.seed
+        training, validation = hold_back(len(images), job.validation, seed)
+        if job.bootstrap:
+            training = training[bootstrap(len(training), seed)]
+        if labelled[training].any():
+            break
+    return training, validation
 
 
 def _start(job: MemberJob) -> SegmentationNetwork:
@@ -169,12 +215,9 @@ def _start(job: MemberJob) -> SegmentationNetwork:
 def _identity(job: MemberJob, images: Sequence[LabelledImage]) -> str:
     """A fingerprint of the job and its images, but not of its start, which may be gone when it is done."""
     parts = (job.network.model_dump_json(), job.training.model_dump_json(), job.seed, job.quantizer)
-    more = (job.bootstrap, job.start is None, job.validation)
+    more = (job.bootstrap, job.start is None, job.validation, job.entropy_coded)
     digest = hashlib.sha256("\x1f".join(str(part) for part in (*parts, *more)).encode())
-    for image in images:
-        digest.update(image.name.encode() + b"\x1f")
-        digest.update(np.ascontiguousarray(image.pixels).data)
-        digest.update(np.ascontiguousarray(image.instances).data)
+    digest.update(fingerprint(images))
     return digest.hexdigest()
 
 

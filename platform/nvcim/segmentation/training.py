@@ -130,8 +130,8 @@ def train(
 
     Raises:
         DataError: no image, or no labelled object in the whole set.
-        ModelError: the model is quantized already, training diverged, or the checkpoint is damaged or of
-            another training.
+        ModelError: the model is quantized already or takes no gradient, training diverged, or the checkpoint
+            is damaged or of another training.
         ConfigError: an unknown device, or class weights that do not fit the network.
     """
     settings = settings or TrainingSettings()
@@ -139,7 +139,9 @@ def train(
         raise DataError("training needs at least one labelled image")
     if model.quantizer is not None:
         raise ModelError(f"the model is quantized already ({model.quantizer.name}); train a float model")
-    model.smallest_object = _smallest_object(images)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError("the model is a copy to predict with, which takes no gradient; train the original")
+    model.smallest_object = smallest_object(images)
     model.to(resolve_device(settings.device))
     run = _Run(model, images, validation, settings, seed, quantizer, checkpoint)
     if quantizer is not None:
@@ -163,6 +165,31 @@ def drawing_chances(images: Sequence[PreparedImage], settings: TrainingSettings)
     for kind in (coloured, ~coloured):
         chances[kind] /= max(int(kind.sum()), 1) ** settings.kind_balance
     return chances
+
+
+def smallest_object(images: Sequence[LabelledImage]) -> int:
+    """Half the area that one object in twenty stays below: smaller predictions are taken for specks.
+
+    Raises:
+        DataError: no image holds any object.
+    """
+    areas = np.concatenate([np.unique(i.instances[i.instances > 0], return_counts=True)[1] for i in images])
+    if len(areas) == 0:
+        raise DataError("no image of the training set holds a labelled object")
+    return max(int(np.percentile(areas, 5) / 2), 1)
+
+
+def fingerprint(images: Sequence[LabelledImage]) -> bytes:
+    """A digest of a list of images: their names, pixels and masks, in their order; 32 bytes."""
+    parts: dict[int, bytes] = {}  # a resample holds an image several times
+    for image in images:
+        if id(image) not in parts:
+            one = hashlib.sha256(image.name.encode() + b"\x1f")
+            for content in (image.pixels, image.instances):
+                one.update(repr(content.shape).encode())
+                one.update(np.ascontiguousarray(content).data)
+            parts[id(image)] = one.digest()
+    return hashlib.sha256(b"".join(parts[id(image)] for image in images)).digest()
 
 
 class _Run:
@@ -190,8 +217,11 @@ class _Run:
         self.progress = _Progress()
         name = quantizer.settings.model_dump_json() if quantizer else "float"
         parts = (settings.model_dump_json(), model.settings.model_dump_json(), str(seed), name)
-        names = [image.name for image in (*images, *validation)]
-        self.identity = hashlib.sha256("\x1f".join([*parts, *names]).encode()).hexdigest()
+        digest = hashlib.sha256("\x1f".join(parts).encode())
+        digest.update(fingerprint(images) + fingerprint(validation))
+        for entry, tensor in model.state_dict().items():
+            digest.update(entry.encode() + b"\x1f" + tensor.detach().cpu().contiguous().numpy().tobytes())
+        self.identity = digest.hexdigest()
 
     def walk(self, on_step: OnStep | None) -> None:
         """Train stage by stage, from the checkpoint on where there is one."""
@@ -221,7 +251,9 @@ class _Run:
             optimiser.load_state_dict(saved["optimiser"])
             scaler.load_state_dict(saved["scaler"])
         self.model.train()
-        while progress.step < steps:
+        patience = math.inf if settings.patience is None else settings.patience
+        # Asked before a step, not after one: a stage that goes on from its last checkpoint may be over.
+        while progress.step < steps and progress.waited < patience:
             started = time.perf_counter()
             for group in optimiser.param_groups:
                 group["lr"] = settings.learning_rate * _rate(progress.step, steps)
@@ -236,8 +268,6 @@ class _Run:
                 self._save(optimiser, scaler)
             if on_step is not None:
                 on_step(len(progress.losses), settings.steps, progress.losses[-1])
-            if settings.patience is not None and progress.waited >= settings.patience:
-                break
         if progress.best_state is not None:
             self.model.load_state_dict(progress.best_state)
 
@@ -325,7 +355,7 @@ class _Run:
             raise ModelError(f"{path}: cannot be read as a checkpoint ({reason[:120]})") from error
         if version != _CHECKPOINT_FORMAT or training != self.identity:
             raise ModelError(
-                f"{path}: the checkpoint of a training with other settings, seed or images; "
+                f"{path}: the checkpoint of a training with other settings, seed, images or first weights; "
                 "delete it to train anew"
             )
         self.model.load_state_dict(content["model"])
@@ -353,18 +383,6 @@ def _steps_per_stage(steps: int, trains: Sequence[bool]) -> list[int]:
     last = max(i for i, flag in enumerate(trains) if flag)
     shares[last] += steps - sum(shares)
     return shares
-
-
-def _smallest_object(images: Sequence[LabelledImage]) -> int:
-    """Half the area that one object in twenty stays below: smaller predictions are taken for specks.
-
-    Raises:
-        DataError: no image holds any object.
-    """
-    areas = np.concatenate([np.unique(i.instances[i.instances > 0], return_counts=True)[1] for i in images])
-    if len(areas) == 0:
-        raise DataError("no image of the training set holds a labelled object")
-    return max(int(np.percentile(areas, 5) / 2), 1)
 
 
 def _rate(step: int, steps: int) -> float:
