@@ -1,6 +1,8 @@
+import tracemalloc
+
 import numpy as np
 
-from nvcim.segmentation.targets import contour_classes, pixel_classes
+from nvcim.segmentation.targets import contour_classes, numbered_anew, pixel_classes
 
 # Two objects side by side and one alone; the border of the image is no edge.
 TOUCHING = np.array(
@@ -42,3 +44,20 @@ def test_small_objects_keep_a_core() -> None:
     assert (classes == 1).sum() == 1
     assert classes[3, 3] == 1
     assert (classes == 2).sum() == 8
+
+
+def test_labels_are_numbered_anew_in_their_order() -> None:
+    assert numbered_anew(np.array([[0, 9], [4, 9]], dtype=np.int32)).tolist() == [[0, 2], [1, 2]]
+    assert numbered_anew(np.array([[7, 7, 5]], dtype=np.int32)).tolist() == [[2, 2, 1]]
+    assert numbered_anew(np.zeros((2, 2), dtype=np.int32)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_a_large_label_takes_no_more_memory_than_a_small_one() -> None:
+    large = np.where(TOUCHING == 3, 40_000_000, TOUCHING).astype(np.int32)
+    expected = contour_classes(TOUCHING, 1)
+    tracemalloc.start()
+    found = contour_classes(large, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found, expected)
+    assert peak < 1_000_000

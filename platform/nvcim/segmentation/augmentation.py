@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from nvcim.config import Settings
 from nvcim.data.images import LabelledImage
-from nvcim.segmentation.targets import pixel_classes
+from nvcim.segmentation.targets import numbered_anew, pixel_classes
 
 _COLOURED = 8  # grey levels by which channels differ in a coloured image, beyond what JPEG does to a grey one
 _SAMPLED_SIDE = (
@@ -256,7 +256,7 @@ def _blurred(pixels: Tensor, sigma: float) -> Tensor:
 
 def _centres(instances: NDArray[np.int32]) -> NDArray[np.float32]:
     """Middle of each object's bounding box, row and column, float32 [objects, 2]."""
-    boxes = [box for box in ndimage.find_objects(instances) if box is not None]
+    boxes = [box for box in ndimage.find_objects(numbered_anew(instances)) if box is not None]
     centres = [[(part.start + part.stop) / 2 for part in box] for box in boxes]
     return np.asarray(centres, dtype=np.float32).reshape(-1, 2)
 

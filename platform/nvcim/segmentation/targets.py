@@ -5,6 +5,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 
+def numbered_anew(instances: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Labels 1, 2, ... in the order of the old ones, [H, W]; 0 stays 0.
+
+    What is made per label then takes memory by the objects that there are, not by the largest label.
+    """
+    labels, places = np.unique(instances, return_inverse=True)
+    first = 0 if labels[0] == 0 else 1
+    return np.asarray(places.reshape(instances.shape) + first, dtype=np.int32)
+
+
 def inner_edge(instances: NDArray[np.int32], width: int) -> NDArray[np.bool_]:
     """Pixels of objects within `width` steps of another label, [H, W]; the image border is no edge."""
     edge = np.zeros(instances.shape, dtype=bool)
@@ -30,9 +40,10 @@ def contour_classes(instances: NDArray[np.int32], width: int) -> NDArray[np.int6
     edge = inner_edge(instances, 1)
     if edge.any():
         depth = ndimage.distance_transform_edt(~edge) + 1.0
-        deepest = np.zeros(int(instances.max()) + 1)
-        np.maximum.at(deepest, instances, depth)
-        classes[(instances > 0) & (depth <= np.minimum(width, deepest[instances] / 2))] = 2
+        labels = numbered_anew(instances)
+        deepest = np.zeros(int(labels.max()) + 1)
+        np.maximum.at(deepest, labels, depth)
+        classes[(labels > 0) & (depth <= np.minimum(width, deepest[labels] / 2))] = 2
     return classes
 
 
