@@ -86,8 +86,8 @@ def run_study(
 ) -> list[Row]:
     """Train every kind of weights, save it to `fcn/<name>`, score it, and write `segmentation.parquet`.
 
-    Quantized weights start from the trained float model and get half as many steps again. Overlays of the
-    first test images go to the run's figures.
+    All weights, float ones too, start from one trained float model and get half as many steps again on the
+    same crops. Overlays of the first test images go to the run's figures.
 
     Returns:
         The rows of the table: one per weights on ideal arithmetic, and one per weights and chip.
@@ -99,10 +99,12 @@ def run_study(
         quantizer_named(name)
     seed = run.record.seed
     base = ResidualFCN(settings.fcn, named_seed(seed, "segmentation", "weights"))
-    _train(base, "float", settings, images, seed, on_step)
+    _train(base, "float", settings.training, images, named_seed(seed, "segmentation", "float"), on_step)
     rows: list[Row] = []
     for name in settings.weights:
-        model = base if name == "float" else _quantized(base, name, settings, images, seed, on_step)
+        model = copy.deepcopy(base)
+        again = named_seed(seed, "segmentation", "continued")
+        _train(model, name, settings.training.continued(), images, again, on_step)
         model.to("cpu")
         save_fcn(model, run.path / "fcn" / name)
         rows.append(_ideal_row(model, name, settings, images.test, run))
@@ -114,36 +116,18 @@ def run_study(
 def _train(
     model: SegmentationNetwork,
     name: str,
-    settings: StudySettings,
+    settings: TrainingSettings,
     images: SplitImages,
     seed: int,
     on_step: OnStep | None,
 ) -> None:
     """Train `model` in place under the quantizer that `name` says."""
-    quantizer = quantizer_named(name)
-    training = settings.training
-    if quantizer is not None:
-        training = training.model_copy(update={"steps": max(training.steps // 2, 1)})
 
     def step(done: int, total: int, loss: float) -> None:
         if on_step is not None:
             on_step(name, done, total, loss)
 
-    train(model, images.training, training, named_seed(seed, "segmentation", name), quantizer, step)
-
-
-def _quantized(
-    base: ResidualFCN,
-    name: str,
-    settings: StudySettings,
-    images: SplitImages,
-    seed: int,
-    on_step: OnStep | None,
-) -> ResidualFCN:
-    """A copy of the float model, trained on under its quantizer."""
-    model = copy.deepcopy(base)
-    _train(model, name, settings, images, seed, on_step)
-    return model
+    train(model, images.training, settings, seed, quantizer_named(name), step)
 
 
 def _ideal_row(
