@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
-from nvcim.analog import AnalogConv2d, AnalogLinear, analogize
+from nvcim.analog import AnalogConv2d, AnalogLinear, analogize, analogize_for_training, deploy
 from nvcim.crossbar import CrossbarConfig
 from nvcim.errors import ConfigError, DeviceError
+from nvcim.quantization import DoReFa, DoReFaSettings, inference_copy
 
 FINE = CrossbarConfig.ideal(16)
 
@@ -148,3 +149,30 @@ def test_a_chip_is_restored_into_one_of_another_seed(
     other = analogize(model, CrossbarConfig(sigma=0.3), generator(2))
     other.load_state_dict(load_file(tmp_path / "chip.safetensors"))
     assert torch.equal(other(images), chip(images))
+
+
+def test_inputs_that_dorefa_quantizes_stay_quantized_on_crossbars(
+    model: SmallCNN, images: torch.Tensor
+) -> None:
+    plain = SmallCNN().eval()
+    plain.load_state_dict(
+        {
+            name.replace(".parametrizations.weight.original", ".weight"): t
+            for name, t in model.state_dict().items()
+        }
+    )
+    DoReFa(DoReFaSettings(bits=4, float_layers=("last",), activation_bits=1)).attach(plain)
+    digital = plain(images).detach()
+    training = analogize_for_training(plain, FINE, generator())
+    for converted in (
+        analogize(plain, FINE, generator()),
+        analogize(inference_copy(plain), FINE, generator()),
+        training,
+        deploy(training),
+        analogize(plain, FINE, generator(), skip=["twice"]),
+    ):
+        assert float((converted(images).detach() - digital).abs().max()) < 0.01 * float(digital.abs().max())
+    for layer in (plain.body[0], plain.twice):
+        layer._forward_pre_hooks.clear()
+    # The bound above tells quantized inputs from others.
+    assert float((plain(images).detach() - digital).abs().max()) > 0.1 * float(digital.abs().max())

@@ -16,6 +16,7 @@ from nvcim.analog.replacing import replace_modules
 from nvcim.analog.training import TrainableAnalogConv2d, TrainableAnalogLinear, TrainableLayer, Writes
 from nvcim.crossbar import CrossbarConfig
 from nvcim.errors import ConfigError
+from nvcim.quantization.dorefa import QuantizedInput
 from nvcim.randomness import named_generator
 
 _Program = Callable[[Any, CrossbarConfig, Generator], AnalogLayer]
@@ -32,9 +33,10 @@ def analogize(
 
     That is every nn.Linear, nn.Conv2d, Hugging Face Conv1D, and the projections of nn.MultiheadAttention, which becomes
     a `SplitAttention`. Weights are read as the model uses them, so parametrized (quantized) layers are written in
-    quantized form. Everything else stays digital; `describe` lists it with reasons. A head whose weight is tied to an
-    embedding is written into cells of its own, and the embedding stays a digital look-up of the old weights. Each layer
-    draws from a stream of its own name: skipping one changes no other.
+    quantized form; inputs that DoReFa quantizes stay quantized, other forward hooks of a layer are left behind.
+    Everything else stays digital; `describe` lists it with reasons. A head whose weight is tied to an embedding is
+    written into cells of its own, and the embedding stays a digital look-up of the old weights. Each layer draws from a
+    stream of its own name: skipping one changes no other.
 
     Args:
         model: left as it is.
@@ -77,10 +79,11 @@ def analogize_for_training(
 
 def deploy(model: nn.Module) -> nn.Module:
     """A copy whose layers in training are inference layers, on their cells as they were last written."""
-    return replace_modules(
-        copy.deepcopy(model),
-        lambda _, module: module.deployed() if isinstance(module, TrainableLayer) else None,
-    )
+
+    def deployed(_: str, module: nn.Module) -> nn.Module | None:
+        return _with_inputs_of(module, module.deployed()) if isinstance(module, TrainableLayer) else None
+
+    return replace_modules(copy.deepcopy(model), deployed)
 
 
 def to_digital(model: nn.Module) -> nn.Module:
@@ -133,7 +136,8 @@ def _converted(
         programmed.append(name)
         own = next((layers[pattern] for pattern in layers if fnmatchcase(name, pattern)), config)
         make = conv if isinstance(module, nn.Conv2d) else linear
-        return make(module, own, named_generator(seed, name)).train(module.training)
+        made = make(module, own, named_generator(seed, name)).train(module.training)
+        return _with_inputs_of(module, made)
 
     converted = replace_modules(replace_modules(copy.deepcopy(model), split), program)
     for pattern in layers:
@@ -142,6 +146,14 @@ def _converted(
                 f"layers names '{pattern}', which fits no layer; layers: {', '.join(programmed)}"
             )
     return converted
+
+
+def _with_inputs_of(layer: nn.Module, made: AnalogLayer) -> AnalogLayer:
+    """`made` in the place of `layer`, reading inputs quantized as `layer` does."""
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, QuantizedInput):
+            made.register_forward_pre_hook(hook)
+    return made
 
 
 def _skipped(name: str, skip: Collection[str]) -> bool:
