@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvcim.compute import resolve_device
-from nvcim.quantization import inference_copy
-from nvcim.segmentation import PredictionSettings, SegmentationNetwork, load_fcn, predict
+from nvcim.segmentation import PredictionSettings, load_fcn, predict
+from nvcim.segmentation.network import baked
 from serving.backends import Offer
 from serving.run_contents import inspect_run
 
@@ -19,7 +19,8 @@ class RunSegmentation:
         contents = inspect_run(run)
         where = resolve_device(device)
         self._created = contents.created
-        self._models = {name: _loaded(folder).to(where) for name, folder in contents.fcns.items()}
+        # Quantized weights are worked out once, not at every request.
+        self._models = {name: baked(load_fcn(folder)).to(where) for name, folder in contents.fcns.items()}
 
     def offer(self) -> Offer:
         """Names of the FCNs, the float one first."""
@@ -28,10 +29,3 @@ class RunSegmentation:
     def segment(self, image: NDArray[np.uint8], model: str, scale: float) -> NDArray[np.int32]:
         """Return the instance map [height, width] of an RGB image [height, width, 3]."""
         return predict(self._models[model], image, PredictionSettings(scale=scale))
-
-
-def _loaded(folder: Path) -> SegmentationNetwork:
-    """A model whose quantized weights are worked out once, not at every request."""
-    model = inference_copy(load_fcn(folder))
-    assert isinstance(model, SegmentationNetwork)
-    return model

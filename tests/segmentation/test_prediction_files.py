@@ -7,7 +7,9 @@ import tifffile
 
 from nvcim.data import large_images
 from nvcim.data.images import read_instances, write_image
+from nvcim.data.large_images import open_image
 from nvcim.errors import DataError, ModelError
+from nvcim.quantization import INQ
 from nvcim.segmentation import (
     FCNSettings,
     PredictionSettings,
@@ -16,6 +18,7 @@ from nvcim.segmentation import (
     prediction_files,
     save_fcn,
 )
+from nvcim.segmentation.instances import find_objects
 from nvcim.segmentation.prediction_files import member_folders
 
 SMALL = FCNSettings(width=4, depth=2, descriptor_dim=12, fused_width=8)
@@ -68,6 +71,34 @@ def test_members_of_an_ensemble_are_found_in_the_order_of_their_numbers(model: P
     one = predict_files(tmp_path / "many", [tmp_path / "x.png"], tmp_path / "a", EVERYTHING, "cpu")
     other = predict_files(members, [tmp_path / "x.png"], tmp_path / "b", EVERYTHING, "cpu")
     assert one[0].mask.read_bytes() == other[0].mask.read_bytes()
+
+
+def test_a_folder_that_leaves_open_which_model_is_meant_is_refused(model: Path, tmp_path: Path) -> None:
+    save_fcn(ResidualFCN(SMALL, seed=1), model / "member-0")
+    with pytest.raises(ModelError, match="model: holds a model of its own beside member-0"):
+        member_folders(model)
+    (tmp_path / "many" / "member-2").mkdir(parents=True)
+    (tmp_path / "many" / "member-02").mkdir()
+    with pytest.raises(ModelError, match=r"member-2: has the same number as .*member-02"):
+        member_folders(tmp_path / "many")
+    (tmp_path / "other" / "member-old").mkdir(parents=True)
+    with pytest.raises(ModelError, match="member-old: a member of an ensemble is called member-<number>"):
+        member_folders(tmp_path / "other")
+
+
+def test_quantized_members_predict_what_the_model_under_its_quantizer_does(tmp_path: Path) -> None:
+    quantized = ResidualFCN(SMALL, seed=0)
+    quantizer = INQ()
+    quantized.quantize(quantizer)
+    quantizer.advance(quantized, 1.0)
+    save_fcn(quantized, tmp_path / "many" / "member-0")
+    save_fcn(ResidualFCN(SMALL, seed=1), tmp_path / "many" / "member-1")
+    write_image(PIXELS, tmp_path / "x.png")
+    (found,) = predict_files(tmp_path / "many", [tmp_path / "x.png"], tmp_path / "out", EVERYTHING, "cpu")
+    models = [quantized.eval(), ResidualFCN(SMALL, seed=1).eval()]
+    expected = find_objects(models, open_image(tmp_path / "x.png"), EVERYTHING).instances
+    assert expected.max() > 0
+    assert np.array_equal(read_instances(found.mask), expected)
 
 
 def test_a_large_image_at_another_scale_is_refused_by_name_of_its_size(

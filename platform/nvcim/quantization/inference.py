@@ -12,7 +12,8 @@ def inference_copy(model: nn.Module) -> nn.Module:
 
     A quantizer makes each weight anew whenever it is read; the copy has done so once. It takes no gradient and
     knows no quantizer any more: pack or train the model it came from. Quantized inputs (DoReFa's activations)
-    stay quantized. A float model gives a plain copy.
+    stay quantized. A float model gives a plain copy. In the middle of INQ's schedule the copy has the weights that
+    the model computes with then, the free ones still in float32.
 
     Raises:
         ModelError: a layer has another tensor than its weight parametrized.

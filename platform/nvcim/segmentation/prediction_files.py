@@ -12,11 +12,10 @@ from nvcim.compute import resolve_device
 from nvcim.data.images import encode_instances, encode_instances_tiff, write_image
 from nvcim.data.large_images import ImageRows, open_image
 from nvcim.errors import DataError, ModelError
-from nvcim.quantization import inference_copy
 from nvcim.segmentation.inference import PredictionSettings
 from nvcim.segmentation.instances import FoundObjects, find_objects
 from nvcim.segmentation.model_files import load_fcn
-from nvcim.segmentation.network import SegmentationNetwork
+from nvcim.segmentation.network import baked
 from nvcim.segmentation.outputs import write_geojson, write_objects
 from nvcim.segmentation.overlays import overlay
 from nvcim.storage import atomic_write_bytes
@@ -67,9 +66,8 @@ def predict_files(
     wanted = frozenset(extras)
     _refuse_overwriting(paths, out, wanted)
     folders = [models] if isinstance(models, Path) else list(models)
-    networks = [
-        _prepared(load_fcn(member), device) for folder in folders for member in member_folders(folder)
-    ]
+    where = resolve_device(device)
+    networks = [baked(load_fcn(member)).to(where) for folder in folders for member in member_folders(folder)]
     results = []
     for path in paths:
         image = open_image(path)
@@ -107,19 +105,24 @@ def member_folders(folder: Path) -> list[Path]:
     """Return the `member-*` folders of an ensemble in order of their numbers, or the folder itself.
 
     Raises:
-        ModelError: no such folder.
+        ModelError: no such folder, a model of its own beside members, or members without a number of their own.
     """
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder of a model")
-    members = [path for path in folder.glob("member-*") if path.is_dir()]
-    return sorted(members, key=lambda path: (len(path.name), path.name)) or [folder]
-
-
-def _prepared(model: SegmentationNetwork, device: str) -> SegmentationNetwork:
-    """The model on its device, its quantized weights worked out once."""
-    baked = inference_copy(model)
-    assert isinstance(baked, SegmentationNetwork)
-    return baked.to(resolve_device(device))
+    members: dict[int, Path] = {}
+    for path in sorted(path for path in folder.glob("member-*") if path.is_dir()):
+        number = path.name.removeprefix("member-")
+        if not (number.isascii() and number.isdecimal()):
+            raise ModelError(f"{path}: a member of an ensemble is called member-<number>")
+        if other := members.get(int(number)):
+            raise ModelError(f"{path}: has the same number as {other}")
+        members[int(number)] = path
+    if members and (folder / "fcn.json").exists():
+        raise ModelError(
+            f"{folder}: holds a model of its own beside {members[min(members)].name}; "
+            "move one of them to another folder"
+        )
+    return [members[number] for number in sorted(members)] or [folder]
 
 
 def _write(
