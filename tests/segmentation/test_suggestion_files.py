@@ -2,8 +2,10 @@
 
 import csv
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,19 +16,21 @@ from nvcim.data.images import PlainImage, read_image, write_image, write_instanc
 from nvcim.errors import ConfigError, DataError, ModelError
 from nvcim.randomness import named_seed
 from nvcim.segmentation import suggestion_files
+from nvcim.segmentation.ensemble import MemberJob
 from nvcim.segmentation.fcn import FCNSettings, ResidualFCN
 from nvcim.segmentation.model_files import save_fcn
-from nvcim.segmentation.pool_scoring import score_pool
+from nvcim.segmentation.pool_scoring import ScoringSettings, score_pool
 from nvcim.segmentation.suggestion_files import (
     FolderSettings,
     Pool,
+    UnreadImages,
     load_ensemble,
     read_pool,
     suggest_in_folder,
     suggestion_rows,
     write_suggestions,
 )
-from nvcim.segmentation.training import TrainingSettings
+from nvcim.segmentation.training import TrainingLog, TrainingSettings
 
 NETWORK = FCNSettings(width=4, depth=1, descriptor_dim=8, fused_width=4)
 QUICK = FolderSettings(
@@ -74,6 +78,57 @@ def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
     return call
 
 
+def unread(images: list[PlainImage]) -> UnreadImages:
+    by_name = {image.name: image.pixels for image in images}
+    return UnreadImages(list(by_name), by_name.__getitem__)
+
+
+class CountingReader:
+    """Makes images when they are asked for, and counts how many of them are alive at once."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size, self.alive, self.most, self.reads = size, 0, 0, 0
+
+    def __call__(self, name: str) -> np.ndarray:
+        made = np.random.default_rng(int(name)).integers(0, 256, (*self.size, 3), dtype=np.uint8)
+        self.alive, self.reads = self.alive + 1, self.reads + 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(made, self._gone)
+        return made
+
+    def _gone(self) -> None:
+        self.alive -= 1
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_images_are_read_one_by_one_and_let_go(ensemble: Path, warm: bool) -> None:
+    reader = CountingReader((20, 24))
+    pool = Pool((), UnreadImages([f"{index:03d}" for index in range(60)], reader))
+    settings = QUICK.model_copy(update={"scoring": ScoringSettings(batch_pixels=3 * 20 * 24)})
+    found = suggest_in_folder(pool, settings, models=ensemble if warm else None)
+    assert reader.reads == 60 + 2  # all to be looked at, then the suggested ones for the sheet
+    assert reader.most <= 2 * 3 + 1  # two batches of three, and the one being read
+    assert reader.alive == 2
+    assert [len(found.images), len(found.heat)] == [2, 2 * warm]
+
+
+def test_a_folders_images_are_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def read(path: Path) -> np.ndarray:
+        pixels = read_image(path)
+        alive.append(weakref.ref(pixels))
+        return pixels
+
+    monkeypatch.setattr(suggestion_files, "read_image", read)
+    pool = read_pool(folder / "images", folder / "masks")
+    assert len(alive) == 7
+    # The last one read is free too: nothing but the annotated images is held.
+    assert sum(reference() is not None for reference in alive) == len(pool.annotated) == 2
+    assert (pool.rest[1].pixels == make_images()[NAMES[3]]).all()
+    assert pool.rest[1:3].names == NAMES[3:5]
+
+
 def test_pool_pairs_masks_by_name(folder: Path) -> None:
     pool = read_pool(folder / "images", folder / "masks")
     assert tuple(image.name for image in pool.annotated) == NAMES[:2]
@@ -107,9 +162,55 @@ def test_cold_start_finds_one_image_of_every_kind() -> None:
         )
         pixels = np.clip(kinds[index % 3] + generator.normal(0, 4, (32, 32, 3)), 0, 255).astype(np.uint8)
         images.append(PlainImage(f"{index:02d}", pixels))
-    found = suggest_in_folder(Pool((), tuple(images)), FolderSettings(k=3))
+    found = suggest_in_folder(Pool((), unread(images)), FolderSettings(k=3))
     assert {int(suggestion.name) % 3 for suggestion in found.suggestions} == {0, 1, 2}
     assert [suggestion.represents for suggestion in found.suggestions] == [4, 4, 4]
+
+
+def test_cold_start_leaves_images_that_are_like_no_other_aside() -> None:
+    generator = np.random.default_rng(4)
+    images = [
+        PlainImage(f"{i:02d}", np.clip(generator.normal(120, 30, (32, 32, 3)), 0, 255).astype(np.uint8))
+        for i in range(20)
+    ]
+    stripes = 255 * (np.arange(32) // 4 % 2)[:, None, None] * np.ones((1, 32, 3))
+    images[7] = PlainImage("07", stripes.astype(np.uint8))
+    settings = FolderSettings(k=2, network=NETWORK, networks=2)
+    everything = settings.model_copy(update={"outliers": 0.0})
+    chosen = {
+        s.name: s.represents for s in suggest_in_folder(Pool((), unread(images)), everything).suggestions
+    }
+    assert chosen["07"] == 1
+    found = suggest_in_folder(Pool((), unread(images)), settings)
+    assert "07" not in {suggestion.name for suggestion in found.suggestions}
+    assert sum(suggestion.represents or 0 for suggestion in found.suggestions) == 20
+    assert "the 1 least like any others are not suggested" in found.how
+
+
+def test_members_are_loaded_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for index in range(11):
+        save_fcn(ResidualFCN(NETWORK, index), tmp_path / f"member-{index}")
+    loaded = [next(model.parameters()) for model in load_ensemble(tmp_path)]
+    expected = [next(ResidualFCN(NETWORK, index).parameters()) for index in range(11)]
+    assert all(torch.equal(left, right) for left, right in zip(loaded, expected, strict=True))
+
+
+def test_float_and_quantized_networks_have_as_many_steps(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = read_pool(folder / "images", folder / "masks")
+    trained: list[tuple[str, int, bool]] = []
+    honest = suggestion_files.train_member
+
+    def recorded(job: MemberJob, *rest: Any) -> TrainingLog:
+        trained.append((job.quantizer, job.training.steps, job.start is None))
+        return honest(job, *rest)
+
+    monkeypatch.setattr(suggestion_files, "train_member", recorded)
+    for weights in ("float", "inq-7"):
+        trained.clear()
+        suggest_in_folder(pool, QUICK.model_copy(update={"weights": weights}))
+        assert trained == [("float", 2, True)] * 2 + [(weights, 1, False)] * 2
 
 
 def test_a_trained_ensemble_is_asked_for_its_uncertainty(folder: Path, ensemble: Path) -> None:
@@ -136,7 +237,7 @@ def test_training_is_by_seed_and_its_networks_can_be_kept(folder: Path, tmp_path
     quantized = QUICK.model_copy(update={"weights": "inq-7"})
     found = suggest_in_folder(pool, quantized, 3, None, kept, lambda *said: heard.append(said))
     assert "2 networks (inq-7 weights) trained on 2 annotated images" in found.how
-    assert ("training network 4 of 4", 2, 2) in heard  # float ones and their quantized twins
+    assert ("training network 4 of 4", 1, 1) in heard  # float ones and their quantized twins
     assert heard[-1] == ("images looked at", 7, 7)
     assert [m.quantizer.name for m in load_ensemble(kept) if m.quantizer] == ["inq-7", "inq-7"]
     again = suggest_in_folder(pool, quantized, 3, models=kept)
@@ -146,6 +247,9 @@ def test_training_is_by_seed_and_its_networks_can_be_kept(folder: Path, tmp_path
     assert members[0] != members[1]
     with pytest.raises(ModelError, match="other settings, seed or images"):
         suggest_in_folder(pool, quantized, 4, save_models=kept)
+    (kept / "member-2").mkdir()
+    with pytest.raises(ModelError, match="holds member-2, which is none of the 2 networks"):
+        suggest_in_folder(pool, quantized, 3, save_models=kept)
 
 
 def test_random_rule_asks_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +302,7 @@ def test_command_line_trains_with_the_settings_of_a_file(shell: Shell, folder: P
     )
     assert status == 0, err
     assert "2 networks (float weights) trained on 2 annotated images" in " ".join(out.split())
-    assert "training network 1 of 2" in err
+    assert "training network 1 of 4" in err
 
 
 def _no_images(folder: Path) -> tuple[object, ...]:

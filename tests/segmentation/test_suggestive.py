@@ -18,6 +18,7 @@ from nvcim.segmentation.suggestive import (
     mean_descriptor,
     pixel_uncertainty,
     suggest,
+    without_outliers,
 )
 
 
@@ -227,3 +228,39 @@ def test_more_suggestions_than_candidates_are_refused() -> None:
     with pytest.raises(ValidationError, match="k = 17 images cannot be chosen among candidates = 16"):
         SuggestionSettings(k=17)
     assert SuggestionSettings(rule="uncertainty", k=17).k == 17
+
+
+def test_outliers_are_those_least_like_their_third_nearest() -> None:
+    # Unit vectors in a plane: ten together, two (10 and 11) near each other only, one (12) alone.
+    degrees = torch.tensor([*range(10), 60.0, 61.0, 150.0], dtype=torch.float64).deg2rad()
+    similarity = torch.cos(degrees[:, None] - degrees)
+    assert without_outliers(similarity, 0.0) == list(range(13))
+    assert without_outliers(similarity, 0.15) == list(range(12))  # 1.95 of 13
+    assert without_outliers(similarity, 0.16) == list(range(11))
+    assert without_outliers(similarity, 0.24) == list(range(10))
+    assert without_outliers(similarity, 0.5, keep=12) == list(range(12))
+    assert without_outliers(similarity, 0.5, keep=20) == list(range(13))
+    assert without_outliers(similarity[:2, :2], 0.5) == [0]
+    assert without_outliers(similarity[:1, :1], 0.5) == [0]
+
+
+def test_many_rows_are_chosen_from_as_all_at_once() -> None:
+    similarity = torch.rand(700, 700, generator=torch.Generator().manual_seed(5)) - 0.2
+    covered, chosen = torch.zeros(700), []
+    for _ in range(4):
+        gains = [float((row - covered).clamp(min=0).sum()) for row in similarity]
+        chosen.append(gains.index(max(gains)))
+        covered = torch.maximum(covered, similarity[chosen[-1]])
+    assert [row for row, _ in greedy_representatives(similarity, 4)] == chosen
+
+
+def test_outliers_stay_in_what_is_represented_and_matter_only_without_uncertainty() -> None:
+    degrees = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 7, 8, 90]).deg2rad()
+    descriptors = torch.stack([degrees.cos(), degrees.sin()], dim=1)
+    names = [f"{index}" for index in range(10)]
+    settings = SuggestionSettings(k=2, candidates=10, outliers=0.1)
+    cold = suggest(names, None, descriptors, settings)
+    assert "9" not in {suggestion.name for suggestion in cold}
+    assert sum(suggestion.represents or 0 for suggestion in cold) == 10
+    warm = suggest(names, torch.full((10,), 0.1), descriptors, settings)
+    assert "9" in {suggestion.name for suggestion in warm}

@@ -26,7 +26,9 @@ def suggest(
         str | None, typer.Option(help="Of the networks: float, or <quantizer>-<bits>, such as inq-7.")
     ] = None,
     networks: Annotated[int | None, typer.Option(min=2, help="Networks to train; 5 by default.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each network.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of each network; half as many follow.")
+    ] = None,
     models: Annotated[
         Path | None, typer.Option(help="Folder of a trained ensemble to ask, instead of training one.")
     ] = None,
@@ -54,16 +56,13 @@ def suggest(
     settings = _settings(config, given, {"steps": steps, "device": device})
     if table.suffix.lower() not in {".csv", ".json"}:
         raise ConfigError(f"--out {table}: suggestions are written as .csv or .json")
-    pool = read_pool(images, Path(annotated) if annotated else None)
     with progress("suggest") as update:
-        found = suggest_in_folder(
-            pool,
-            settings,
-            seed,
-            models,
-            save_models,
-            lambda what, done, total: update(done, total, what),
-        )
+
+        def tell(what: str, done: int, total: int) -> None:
+            update(done, total, what)
+
+        pool = read_pool(images, Path(annotated) if annotated else None, tell)
+        found = suggest_in_folder(pool, settings, seed, models, save_models, tell)
     out.print(suggestion_table(found))
     out.print(found.how, highlight=False, markup=False)
     write_suggestions(found, table)

@@ -24,6 +24,12 @@ from nvcim.randomness import named_generator
 Rule = Literal["suggestive", "uncertainty", "random"]
 UncertaintyOf = Literal["object", "foreground"]
 
+# An image is like others where it is like this many: the nearest alone may be another take of the same place.
+_OTHERS = 3
+
+# Rows of a similarity matrix that are worked on at once; of 10,000 images the matrix takes 0.8 GB already.
+_ROWS = 256
+
 # Gains that differ by less are a tie: matrix products round equal rows differently in different places.
 _TIE_DECIMALS = 9
 
@@ -39,6 +45,14 @@ class SuggestionSettings(Settings):
     k: int = Field(default=8, ge=1, description="images to suggest")
     candidates: int = Field(
         default=16, ge=1, description="K: the suggestive rule chooses among that many most uncertain images"
+    )
+
+    outliers: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=0.5,
+        description="share of the images, those least like any others, that the suggestive rule does not "
+        "choose among where there is no uncertainty",
     )
 
     @model_validator(mode="after")
@@ -130,18 +144,30 @@ def greedy_representatives(similarity: Tensor, k: int) -> list[tuple[int, float]
     similarity: [candidates, unannotated].
     Returns: (row, gain) in the order of choice; all rows where there are no more than k.
     """
-    values = similarity.double().clamp(min=0.0)
-    covered = torch.zeros(values.shape[1], dtype=torch.float64)
-    left = torch.ones(len(values), dtype=torch.bool)
+    covered = torch.zeros(
+        similarity.shape[1], dtype=torch.float64
+    )  # so that negative similarities gain nothing
+    left = torch.ones(len(similarity), dtype=torch.bool)
     chosen: list[tuple[int, float]] = []
-    for _ in range(min(k, len(values))):
-        gains = (values - covered).clamp(min=0.0).sum(dim=1)
+    for _ in range(min(k, len(similarity))):
+        gains = torch.cat([(rows - covered).clamp(min=0.0).sum(dim=1) for rows in _blocks(similarity)])
         order = gains.round(decimals=_TIE_DECIMALS).masked_fill(~left, -1.0)
         row = int((order == order.max()).nonzero()[0])
         chosen.append((row, float(gains[row])))
-        covered = torch.maximum(covered, values[row])
+        covered = torch.maximum(covered, similarity[row].double())
         left[row] = False
     return chosen
+
+
+def without_outliers(similarity: Tensor, share: float, keep: int = 1) -> list[int]:
+    """Return the rows, ascending, but for the share (rounded down) least similar to their third nearest other.
+
+    similarity: [images, images]. At least `keep` rows stay; of equal ones the first do.
+    """
+    count = len(similarity) - min(int(share * len(similarity)), max(len(similarity) - keep, 0))
+    others = min(_OTHERS + 1, len(similarity))  # the nearest of all is the image itself
+    likeness = torch.cat([rows.topk(others, dim=1).values[:, -1] for rows in _blocks(similarity)])
+    return sorted(_greatest(likeness.round(decimals=_TIE_DECIMALS), count))
 
 
 def suggest(
@@ -155,7 +181,8 @@ def suggest(
 
     names: one per image, each once; the result does not depend on their order, ties go to the first name.
     uncertainty: [images]; descriptors: [images, D]. The random rule needs neither and draws by `seed`; the
-    uncertainty rule needs no descriptors. Without uncertainty the suggestive rule chooses among all images.
+    uncertainty rule needs no descriptors. Without uncertainty the suggestive rule chooses among all images but
+    `settings.outliers`.
 
     Raises:
         DataError: fewer images than k, a name twice, tensors of another length, no descriptors for the
@@ -172,7 +199,7 @@ def suggest(
         return [Suggestion(ordered[i], None if values is None else float(values[i])) for i in drawn]
     if settings.rule == "uncertainty":
         assert values is not None
-        return [Suggestion(ordered[i], float(values[i])) for i in _most_uncertain(values, settings.k)]
+        return [Suggestion(ordered[i], float(values[i])) for i in _greatest(values, settings.k)]
     assert descriptors is not None
     return _representative(ordered, values, descriptors[order], settings)
 
@@ -181,8 +208,13 @@ def _representative(
     names: Sequence[str], uncertainty: Tensor | None, descriptors: Tensor, settings: SuggestionSettings
 ) -> list[Suggestion]:
     """The suggestive rule on images in name order."""
-    pool = list(range(len(names)))
-    rows = pool if uncertainty is None else sorted(_most_uncertain(uncertainty, settings.candidates))
+    if uncertainty is not None:
+        rows = sorted(_greatest(uncertainty, settings.candidates))
+    elif settings.outliers:
+        # The matrix may be large and is worked out anew below: less time than two of them are memory.
+        rows = without_outliers(cosine_similarity(descriptors, descriptors), settings.outliers, settings.k)
+    else:
+        rows = list(range(len(names)))
     similarity = cosine_similarity(descriptors[rows], descriptors)
     chosen = greedy_representatives(similarity, settings.k)
     nearest = similarity[[row for row, _ in chosen]].round(decimals=_TIE_DECIMALS).argmax(dim=0)
@@ -198,9 +230,13 @@ def _representative(
     ]
 
 
-def _most_uncertain(uncertainty: Tensor, count: int) -> list[int]:
+def _blocks(similarity: Tensor) -> list[Tensor]:
+    return [similarity[start : start + _ROWS] for start in range(0, len(similarity), _ROWS)]
+
+
+def _greatest(values: Tensor, count: int) -> list[int]:
     """Indices of the greatest values, the first of equal ones first."""
-    return uncertainty.sort(descending=True, stable=True).indices[:count].tolist()
+    return values.sort(descending=True, stable=True).indices[:count].tolist()
 
 
 def _check(
