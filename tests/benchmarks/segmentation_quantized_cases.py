@@ -1,6 +1,6 @@
 """A quantized network's forward pass against the same network's in floating point.
 
-Both run plain float32 weights: `inference_copy` makes a quantized model's once, so the two differ in the values
+Both run plain float32 weights: `baked` makes a quantized model's once, so the two differ in the values
 of their weights and nothing else. The limit is the project's, no slower than float: a ratio of 1.
 """
 
@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from nvcim.quantization import inference_copy, quantizer_named
+from nvcim.quantization import quantizer_named
 from nvcim.segmentation.fcn import FCNSettings, ResidualFCN
+from nvcim.segmentation.network import baked
 from tests.benchmarks.cases import SMOKE, Case, Run, Setup, compared
 from tests.benchmarks.timing import Result, alternate
 
@@ -68,7 +69,7 @@ def ready(name: str) -> Callable[[Setup], tuple[Run, Run]]:
 
     def pair(setup: Setup) -> tuple[Run, Run]:
         pixels = drawn_pixels(setup)
-        copied = inference_copy(quantized(name, setup))
+        copied = baked(quantized(name, setup))
         return forward(copied, pixels), forward(network(setup), pixels)
 
     return pair
@@ -91,7 +92,7 @@ def attached(name: str) -> Callable[[Case, Setup], list[Result]]:
 QUANTIZERS = ("inq-7", "inq-5", "twn", "ttq", "dorefa-1", "uniform-4")
 CASES = (
     *(
-        Case(f"quantized_{name}", f"forward, {name}", compared(ready(name), UNIT, LIMIT, "inference_copy"))
+        Case(f"quantized_{name}", f"forward, {name}", compared(ready(name), UNIT, LIMIT, "baked"))
         for name in QUANTIZERS
     ),
     *(
