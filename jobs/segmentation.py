@@ -23,7 +23,8 @@ from nvcim.report.segmentation_tables import printed_tables
 from nvcim.segmentation.fcn import FCNSettings
 from nvcim.segmentation.training import TrainingSettings
 from nvcim.storage import RunFolder
-from nvcim.sweeps.segmentation import run_segmentation
+from nvcim.sweeps.segmentation import planned, run_segmentation
+from nvcim.sweeps.segmentation_memory import measure_memory
 from nvcim.sweeps.segmentation_overlays import draw_extremes
 from nvcim.sweeps.segmentation_settings import Recipe, SegmentationSettings
 
@@ -66,6 +67,7 @@ def run(options: argparse.Namespace) -> RunFolder:
     out.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
     with progress("comparison") as update:
         run_segmentation(settings, folder, update)
+    measure_memory(settings, folder)
     draw_extremes(settings, folder)
     for table in printed_tables(folder):
         print_table(table)
@@ -151,7 +153,7 @@ def _prepared(options: argparse.Namespace) -> tuple[SegmentationSettings, RunFol
         settings = settings.model_copy(update={"data": settings.data.resolve()})
     if options.smoke:
         settings = smoke(settings)
-    settings.check()
+    planned(settings, settings.seed)  # refused before there is a run folder
     return settings, RunFolder.create(options.runs, "segmentation", settings, settings.seed)
 
 

@@ -28,6 +28,8 @@ from nvcim.report.retrieval_tables import retrieval_tables
 from nvcim.report.segmentation_figures import crossbar_figures, overlay_captions, score_figures
 from nvcim.report.segmentation_tables import (
     crossbar_tables_of,
+    level_tables_of,
+    memory_table,
     score_tables,
     split_tables,
     task_tables,
@@ -139,6 +141,24 @@ _SECTIONS = (
         ("model", "arithmetic", "device", "sigma", "weight_bits", "step"),
         ("object_f1", "object_dice", "object_hausdorff", "weight_error", "zeroed"),
         crossbar_tables_of,
+    ),
+    _Section(
+        "segmentation_levels",
+        "Segmentation weights on the cells' levels",
+        "What the weights alone lose on each crossbar, worked out without a chip and without an image.",
+        lambda rows: [],
+        ("model", "device", "sigma", "weight_bits", "step"),
+        ("level_error", "spread_error", "expected_error", "zeroed"),
+        level_tables_of,
+    ),
+    _Section(
+        "segmentation_memory",
+        "Memory of segmentation networks",
+        "Whole files of each kind of weights, in the run's own network and in the paper-sized one.",
+        lambda rows: [],
+        ("network", "model"),
+        ("float32_file_bytes", "file_bytes", "ratio", "entropy_ratio"),
+        lambda run: [memory_table(run.read_table("segmentation_memory").to_pylist())],
     ),
     _Section(
         "fleet_scores",

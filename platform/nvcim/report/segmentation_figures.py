@@ -1,6 +1,7 @@
 """Figures of a segmentation comparison: quantizers, annotation budget, memory against score, crossbars, overlays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import plotly.graph_objects as go
 
@@ -9,11 +10,18 @@ from nvcim.report.figures import Figure
 from nvcim.report.groups import Row, basis_of, distinct, mean, spread, values, where
 from nvcim.report.segmentation_tables import STRATEGY_ORDER, capital, in_quantizer_order
 from nvcim.report.style import WIDE, colours, markers, styled
+from nvcim.segmentation.crossbar_study import Curve, curves
 from nvcim.sweeps.segmentation_overlays import figure_name, panel_weights
 from nvcim.sweeps.segmentation_settings import BUDGET, EVERYTHING, FLOAT, FULL, GRID
 from nvcim.sweeps.segmentation_statistics import MEASURES, extremes, strategy_of
 
 _WHOLE = "whole pool"
+Axis = Literal["sigma", "weight_bits"]
+_AXES: dict[Axis, str] = {
+    "sigma": "global programming variation sigma, relative",
+    "weight_bits": "bits of a weight on the crossbars",
+}
+_STEPS = {"largest": "by the largest weight", "by_error": "by the error"}
 
 
 def score_figures(rows: Sequence[Row]) -> list[Figure]:
@@ -33,34 +41,19 @@ def score_figures(rows: Sequence[Row]) -> list[Figure]:
 
 def crossbar_figures(rows: Sequence[Row]) -> list[Figure]:
     """Score against variation and against bits; rows of `segmentation_crossbars`."""
-    on = [row for row in rows if row["arithmetic"] != "ideal"]
-    ideal = {
-        model: mean(
-            values(
-                [row for row in rows if row["arithmetic"] == "ideal" and row["model"] == model], "object_dice"
-            )
-        )
-        for model in distinct(rows, "model")
-    }
-    made = []
-    for step in distinct(on, "step"):
-        of_step = where(on, step=step)
-        # The bits that most points have are those of the line along sigma; the other line is along the bits.
-        bits = [row["weight_bits"] for row in of_step]
-        usual = max(set(bits), key=lambda value: (bits.count(value), value))
-        along_sigma = where(of_step, weight_bits=usual)
-        if len(distinct(along_sigma, "sigma")) > 1:
-            for device in distinct(along_sigma, "device"):
-                own = where(along_sigma, device=device)
-                made.append(_crossbar_lines(own, "sigma", f"{device}, {usual} bits, step: {step}", ideal))
-        if len(set(bits)) > 1:
-            points = [(row["device"], row["sigma"]) for row in of_step if row["weight_bits"] != usual]
-            device, sigma = max(set(points), key=points.count)
-            own = where(of_step, device=device, sigma=sigma)
-            made.append(
-                _crossbar_lines(own, "weight_bits", f"{device}, sigma {sigma:g}, step: {step}", ideal)
-            )
-    return made
+    figures = []
+    for axis in _AXES:
+        # A repetition has networks of its own, so a curve of each; what is drawn is their mean.
+        repeats = [
+            curves(where(rows, repeat=repeat), axis, "object_dice") for repeat in distinct(rows, "repeat")
+        ]
+        groups: dict[tuple[str, str, tuple[str, float]], dict[str, list[Curve]]] = {}
+        for curve in (curve for found in repeats for curve in found):
+            place = (curve.device, curve.step, curve.fixed)
+            groups.setdefault(place, {}).setdefault(curve.model, []).append(curve)
+        for place, by_model in sorted(groups.items()):
+            figures.append(_crossbar_lines(by_model, axis, place, basis_of(rows)))
+    return figures
 
 
 def overlay_captions(image_rows: Sequence[Row], count: int) -> dict[str, str]:
@@ -195,35 +188,49 @@ def _memory_scatter(rows: Sequence[Row], about: str) -> Figure:
     return Figure(plot, basis_of(rows), note)
 
 
-_CROSSBAR_AXES = {
-    "sigma": "global programming variation sigma, relative",
-    "weight_bits": "bits of a weight on the crossbars",
-}
-
-
 def _crossbar_lines(
-    rows: Sequence[Row], column: str, where_from: str, ideal: dict[str, float | None]
+    by_model: Mapping[str, Sequence[Curve]],
+    axis: Axis,
+    place: tuple[str, str, tuple[str, float]],
+    basis: str,
 ) -> Figure:
-    """Object Dice along one axis of the crossbars, a line per weights."""
+    """Object Dice along one axis of the crossbars, a line per weights: the mean of its repetitions' curves."""
+    device, step, (other, value) = place
     plot = go.Figure()
-    models = in_quantizer_order(row["model"] for row in rows)
+    models = in_quantizer_order(by_model)
     colour, marker = colours(models), markers(models)
-    ends = []
+    lasts: dict[str, float] = {}
     for model in models:
-        own = where(rows, model=model)
-        x = sorted(distinct(own, column))
-        groups = [values(where(own, **{column: value}), "object_dice") for value in x]
+        own = by_model[model]
+        x = sorted({at for curve in own for at in curve.axis})
+        points = [
+            [(curve.mean[i], curve.low[i], curve.high[i]) for curve in own for i in [curve.axis.index(at)]]
+            for at in x
+            if all(at in curve.axis for curve in own)
+        ]
+        middle = [sum(point[0] for point in found) / len(found) for found in points]
         plot.add_scatter(
             x=x,
-            y=[mean(found) for found in groups],
-            error_y={"type": "data", "array": [spread(found) for found in groups]},
+            y=middle,
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [max(p[2] for p in found) - m for found, m in zip(points, middle, strict=True)],
+                "arrayminus": [m - min(p[1] for p in found) for found, m in zip(points, middle, strict=True)],
+            },
             mode="lines+markers",
             line={"color": colour[model]},
             marker={"symbol": marker[model], "size": 9},
-            name=f"{model} (ideal {ideal[model] or 0.0:.3f})",
+            name=f"{model} (ideal {sum(curve.ideal for curve in own) / len(own):.3f})",
         )
-        ends.append(f"{model} {mean(groups[0]) or 0.0:.3f} to {mean(groups[-1]) or 0.0:.3f}")
-    title = f"{where_from}: object Dice {', '.join(ends)}"
-    styled(plot, title, _CROSSBAR_AXES[column], "object Dice (high is good)", height=460)
-    note = "Whiskers: standard deviation over chips and seeds. In brackets: the same networks on digital arithmetic."
-    return Figure(plot, basis_of(rows), note)
+        lasts[model] = middle[-1] if axis == "sigma" else middle[0]
+    best = max(lasts, key=lambda model: lasts[model])
+    where_from = f"{device}, {value:g} bits" if other == "weight_bits" else f"{device}, sigma {value:g}"
+    hardest = "the largest sigma" if axis == "sigma" else "the fewest bits"
+    title = f"{where_from}, step {_STEPS[step]}: {best} is best at {hardest}, object Dice {lasts[best]:.3f}"
+    styled(plot, title, _AXES[axis], "object Dice (high is good)", height=460)
+    note = (
+        "Lines: mean over seeds of the mean over chips; whiskers: lowest and highest chip. In brackets: the same "
+        "networks on digital arithmetic."
+    )
+    return Figure(plot, basis, note)

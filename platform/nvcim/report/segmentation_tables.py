@@ -8,8 +8,11 @@ from nvcim.storage import RunFolder
 from nvcim.sweeps.comparison_statistics import FEWEST_SEEDS, LEVEL, Difference
 from nvcim.sweeps.segmentation_settings import BUDGET, EVERYTHING, FLOAT, FULL, GRID
 from nvcim.sweeps.segmentation_statistics import (
+    MAIN,
     MEASURES,
     Arm,
+    Claim,
+    Scores,
     arm_scores,
     claims,
     qsa_less_sa,
@@ -46,6 +49,7 @@ def printed_tables(run: RunFolder) -> list[TextTable]:
         *split_tables(run),
         *score_tables(run),
         *crossbar_tables_of(run),
+        *level_tables_of(run),
         *task_tables(run),
         *verdict_tables(run),
     ]
@@ -54,7 +58,8 @@ def printed_tables(run: RunFolder) -> list[TextTable]:
 def verdict_tables(run: RunFolder) -> list[TextTable]:
     """The paper's claims on this run's data."""
     rows = run.read_table("segmentation_scores").to_pylist()
-    return [claim_table(rows)] if rows else []
+    found = claims(rows, _rows_of(run, "segmentation_memory"), _rows_of(run, "segmentation_crossbars"))
+    return [claim_table(found, len(distinct(rows, "repeat")))] if rows else []
 
 
 def score_tables(run: RunFolder) -> list[TextTable]:
@@ -72,24 +77,28 @@ def score_tables(run: RunFolder) -> list[TextTable]:
         ),
         difference_table(rows, several_less_one, "Several networks less one (measured)"),
         difference_table(rows, strategies_less_random, "Strategies less random choice, by round (measured)"),
-        memory_table(rows),
+        memory_table(_rows_of(run, "segmentation_memory")),
     ]
     return [table for table in made if table.rows]
 
 
-def claim_table(rows: Sequence[Row]) -> TextTable:
+def claim_table(found: Sequence[Claim], seeds: int) -> TextTable:
     """Each claim with its verdict and the figures behind it."""
-    seeds = len(distinct(rows, "repeat"))
     notes = [
         test_note(seeds),
+        f"Claims look at arms fixed beforehand: {MAIN} and float, with one network and with the most. Where a claim "
+        "has several, p is Holm's over them; over different claims it is not corrected.",
         "A quantizer does as well as float within one standard deviation (over seeds) of float's score, or better; it "
-        "is poor where it is told apart below and further away than that.",
+        "is poor where it is told apart below and further away than that. That spread is over splits, which pairing "
+        "takes out: a loss within it may be told apart, which is then said.",
+        "Memory is judged on whole files of the paper-sized network; the compact one has relatively more header and "
+        "normalisation.",
         "The paper's networks, data and training are others than this run's: a verdict is about the data at hand.",
     ]
     return TextTable(
         "The paper's claims on this data (measured)",
         ("claim", "measure", "verdict", "figures"),
-        [(one.claim, one.measure, one.judgement, one.evidence) for one in claims(rows)],
+        [(one.claim, one.measure, one.judgement, one.evidence) for one in found],
         notes,
     )
 
@@ -98,9 +107,10 @@ def test_note(seeds: int) -> str:
     """How differences are told apart, and what so few seeds can tell."""
     return (
         f"Told apart: two-sided paired t-test over {seeds} seed{'s' * (seeds != 1)} (all arms of a seed share its "
-        f"split, start set and initial weights), p < {LEVEL:g}, not corrected for the number of comparisons; with "
-        f"fewer than {FEWEST_SEEDS} seeds nothing is. A sign-flip permutation test of {seeds} pairs cannot go below p "
-        f"= {2 / 2**seeds:.2g}, so a p below that rests on the differences being normal."
+        f"split, start set and initial weights), p < {LEVEL:g}; its variance is (1/n + scored/trained on) times that "
+        "over seeds, because seeds split the same images anew (Nadeau and Bengio 2003); not corrected for the number "
+        f"of comparisons; with fewer than {FEWEST_SEEDS} seeds nothing is. A sign-flip permutation test of {seeds} "
+        f"pairs cannot go below p = {2 / 2**seeds:.2g}, so a p below that rests on the differences being normal."
     )
 
 
@@ -148,7 +158,7 @@ def budget_tables(rows: Sequence[Row]) -> list[TextTable]:
 
 def difference_table(
     rows: Sequence[Row],
-    of: Callable[[Mapping[Arm, Mapping[int, float]]], Mapping[Arm, Difference]],
+    of: Callable[[Scores], Mapping[Arm, Difference]],
     title: str,
 ) -> TextTable:
     """Paired differences of both measures by arm, with p and what they tell."""
@@ -167,28 +177,34 @@ def difference_table(
 
 
 def memory_table(rows: Sequence[Row]) -> TextTable:
-    """Bytes on disk of one network by weights, against float32."""
-    lines = []
-    for quantizer in distinct(rows, "quantizer"):
-        own = [row for row in rows if row["quantizer"] == quantizer]
-        count = sum(row["networks"] for row in own)
-        stored, plain = (sum(row[column] for row in own) for column in ("weight_bytes", "float32_bytes"))
-        whole = sum(row["file_bytes"] for row in own)
-        lines.append(
-            (
-                quantizer,
-                f"{stored / count / 1024:.1f}",
-                f"{plain / count / 1024:.1f}",
-                f"{plain / stored:.2f}",
-                f"{whole / count / 1024:.1f}",
-            )
+    """Whole files by weights against float32; rows of `segmentation_memory`."""
+    lines = [
+        (
+            row["network"],
+            row["model"],
+            f"{row['weights']:,}",
+            f"{row['float32_file_bytes'] / 1024:.1f}",
+            f"{row['file_bytes'] / 1024:.1f}",
+            f"{row['ratio']:.2f}",
+            "" if row["entropy_ratio"] is None else f"{row['entropy_ratio']:.2f}",
         )
-    notes = [
-        "Read off the saved files, mean over networks. Weights: all convolutions with their scales and exponents, "
-        "layers that a quantizer leaves float included; the whole file has normalisation and its header too."
+        for row in sorted(rows, key=lambda row: (row["network"], row["model"] != FLOAT, row["model"]))
     ]
-    columns = ("weights", "weights on disk, KiB", "as float32, KiB", "times less", "whole file, KiB")
-    return TextTable("Memory of one network's weights (measured)", columns, lines, notes)
+    notes = [
+        "Whole files as saved: header, scales, exponents, normalisation and layers left float included. The "
+        "paper-sized network has initial weights: plain codes take the same whatever the values; entropy-coded ones "
+        "do not, and are measured on this run's trained networks alone."
+    ]
+    columns = (
+        "network",
+        "weights",
+        "numbers",
+        "float32 file, KiB",
+        "file, KiB",
+        "times less",
+        "entropy-coded",
+    )
+    return TextTable("Memory of one network, whole files (measured)", columns, lines, notes)
 
 
 def split_tables(run: RunFolder) -> list[TextTable]:
@@ -208,9 +224,7 @@ def split_tables(run: RunFolder) -> list[TextTable]:
 
 def crossbar_tables_of(run: RunFolder) -> list[TextTable]:
     """Scores of the whole pool's networks on crossbars, mean and spread over chips and seeds."""
-    if "segmentation_crossbars" not in run.tables():
-        return []
-    rows = run.read_table("segmentation_crossbars").to_pylist()
+    rows = _rows_of(run, "segmentation_crossbars")
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         key = tuple(row[name] for name in ("model", "arithmetic", "device", "sigma", "weight_bits", "step"))
@@ -237,6 +251,40 @@ def crossbar_tables_of(run: RunFolder) -> list[TextTable]:
     return [TextTable(title, (*columns, "weight error", "zeroed"), lines, notes)] if lines else []
 
 
+def level_tables_of(run: RunFolder) -> list[TextTable]:
+    """What weights alone lose on the cells' levels, by closed forms, at each device, sigma and number of bits."""
+    rows = _rows_of(run, "segmentation_levels")
+    groups: dict[tuple[str, str, float, int], dict[str, list[Row]]] = {}
+    for row in rows:
+        key = (row["model"], row["device"], row["sigma"], row["weight_bits"])
+        groups.setdefault(key, {}).setdefault(row["step"], []).append(row)
+    lines = [
+        (
+            model,
+            device,
+            f"{sigma:g}",
+            str(bits),
+            *(
+                cell
+                for step in ("largest", "power_of_two")
+                for cell in (
+                    _cell(values(by_step.get(step, []), column))
+                    for column in ("level_error", "expected_error", "zeroed")
+                )
+            ),
+        )
+        for (model, device, sigma, bits), by_step in groups.items()
+    ]
+    sides = [f"{what}, {step}" for step in ("largest", "power") for what in ("levels", "expected", "zeroed")]
+    notes = [
+        "RMS error of all convolutions' weights as cells hold them, over the weights' RMS; mean over seeds. Levels: "
+        "rounding and leakage alone; expected: with programming variation; zeroed: share of nonzero weights that "
+        "become zero. An array's step is its largest weight's share (largest) or the next power of two (power)."
+    ]
+    title = "What weights lose on crossbars (modelled: closed forms, no chip and no image)"
+    return [TextTable(title, ("weights", "device", "sigma", "bits", *sides), lines, notes)] if lines else []
+
+
 def task_tables(run: RunFolder) -> list[TextTable]:
     """How many tasks of each part were done and failed, with the first reason."""
     rows = run.read_table("segmentation_tasks").to_pylist()
@@ -250,6 +298,14 @@ def task_tables(run: RunFolder) -> list[TextTable]:
     columns = ("part", "done", "failed", "seconds on workers", "first reason")
     notes = ["Without trainings, whose seconds stand with the scores; waiting for networks of rounds counts."]
     return [TextTable("Tasks (measured)", columns, lines, notes)]
+
+
+def _rows_of(run: RunFolder, table: str) -> list[Row]:
+    """Rows of a table that a run may lack."""
+    if table not in run.tables():
+        return []
+    rows: list[Row] = run.read_table(table).to_pylist()
+    return rows
 
 
 def by_arm(rows: Sequence[Row]) -> list[tuple[Arm, list[Row]]]:

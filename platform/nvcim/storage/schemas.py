@@ -261,6 +261,42 @@ SEGMENTATION_CROSSBARS = pa.schema(
     ]
 )
 
+SEGMENTATION_LEVELS = pa.schema(
+    [
+        _column("repeat", _int, "which independent repetition, from 0"),
+        _column("model", _text, "weights: float, inq-5 and so on"),
+        _column("device", _text, "memory device of the crossbars"),
+        _column("sigma", _real, "programming variation of the crossbars"),
+        _column("weight_bits", _int, "bits of a weight on the crossbars", "bit"),
+        _column("step", _text, "an array's step: by its largest weight, or the next power of two above"),
+        _column("level_error", _real, "RMS error of the stored weights without variation, over their RMS"),
+        _column("spread_error", _real, "expected RMS of what programming variation adds, over their RMS"),
+        _column("expected_error", _real, "root of the sum of both's squares"),
+        _column("zeroed", _real, "share of the nonzero weights that the cells' levels make zero"),
+        _BASIS,
+    ]
+)
+
+SEGMENTATION_MEMORY = pa.schema(
+    [
+        _column("network", _text, "the run's own, trained, or paper-sized, with initial weights"),
+        _column("model", _text, "weights: float, inq-5 and so on"),
+        _column("weights", _int, "numbers in the convolutions"),
+        _column("float32_file_bytes", _int, "whole file of the same network in float32", "B"),
+        _column("file_bytes", _int, "whole file with packed weights, all overhead included", "B"),
+        _column("ratio", _real, "float32 file over packed file"),
+        _column(
+            "entropy_file_bytes",
+            _int,
+            "whole file, entropy-coded; empty where nothing is packed and for untrained weights",
+            "B",
+            empty=True,
+        ),
+        _column("entropy_ratio", _real, "float32 file over entropy-coded file", empty=True),
+        _BASIS,
+    ]
+)
+
 SEGMENTATION_TASKS = pa.schema(
     [
         _column("task", _text, "name of the task in the ledger"),
@@ -439,6 +475,8 @@ TABLES: dict[str, pa.Schema] = {
     "segmentation_rounds": SEGMENTATION_ROUNDS,
     "segmentation_split": SEGMENTATION_SPLIT,
     "segmentation_crossbars": SEGMENTATION_CROSSBARS,
+    "segmentation_levels": SEGMENTATION_LEVELS,
+    "segmentation_memory": SEGMENTATION_MEMORY,
     "segmentation_tasks": SEGMENTATION_TASKS,
     "sweep": SWEEP_TRIALS,
     "serving": SERVING_REQUESTS,

@@ -11,14 +11,15 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from scipy.stats import t as student_t
 
 from nvcim.sweeps.comparison_methods import GRID, MITIGATIONS, NO_DEVICE, ONE_FOR_ALL, OURS
 
 Row = dict[str, Any]
+Key = TypeVar("Key")
 
 LEVEL = 0.05
 """Two-sided p below which a difference counts; p is not corrected for the number of differences looked at."""
@@ -183,8 +184,15 @@ def difference(ours: Score, other: Score) -> Difference | None:
     return paired_difference(ours.by_seed, other.by_seed)
 
 
-def paired_difference(ours: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
-    """Compare scores by seed over the seeds that both have; None where they share none."""
+def paired_difference(
+    ours: Mapping[int, float], other: Mapping[int, float], overlap: float = 0.0
+) -> Difference | None:
+    """Compare scores by seed over the seeds that both have; None where they share none.
+
+    overlap: 0 for seeds with data of their own. Seeds that split the same data into n_train and n_test are not
+    independent: for them n_test / n_train, by which the variance of the mean grows from 1/n to 1/n + overlap times
+    the variance over seeds (Nadeau and Bengio 2003, Inference for the generalization error, section 3).
+    """
     seeds = sorted(set(ours) & set(other))
     if not seeds:
         return None
@@ -195,9 +203,23 @@ def paired_difference(ours: Mapping[int, float], other: Mapping[int, float]) -> 
         other=statistics.fmean(other[seed] for seed in seeds),
         mean=round(statistics.fmean(steps), 12),
         spread=statistics.stdev(steps) if len(steps) > 1 else None,
-        p=_paired_p(steps) if len(steps) >= FEWEST_SEEDS else None,
+        p=_paired_p(steps, overlap) if len(steps) >= FEWEST_SEEDS else None,
         seeds=len(seeds),
     )
+
+
+def holm_corrected(found: Mapping[Key, Difference]) -> dict[Key, Difference]:
+    """The differences of one family with p raised so that calling any of them falsely stays below `LEVEL` (Holm 1979).
+
+    The k-th smallest of m values of p, k from 0, is multiplied by m - k, and none falls below a smaller one's.
+    """
+    made, least = dict(found), 0.0
+    tested = sorted((one.p, place) for place, one in enumerate(found.values()) if one.p is not None)
+    keys = list(found)
+    for rank, (p, place) in enumerate(tested):
+        least = max(least, min((len(tested) - rank) * p, 1.0))
+        made[keys[place]] = replace(found[keys[place]], p=least)
+    return made
 
 
 def best(competitors: Sequence[Score]) -> Place | None:
@@ -339,12 +361,12 @@ def _with_mean(answers: Iterable[Row], left_out: Collection[Task]) -> dict[Place
     return {**found, **over_tasks(found, left_out)} if several else found
 
 
-def _paired_p(steps: Sequence[float]) -> float | None:
+def _paired_p(steps: Sequence[float], overlap: float) -> float | None:
     """Two-sided p of differences under the hypothesis that their mean is 0; None where it cannot be had."""
     middle, spread = statistics.fmean(steps), statistics.stdev(steps)
     if spread == 0:
         # The formula divides by the spread. Its limit, p = 0, would call three equal differences of one question
         # certain.
         return 1.0 if middle == 0 else None
-    t = middle / (spread / math.sqrt(len(steps)))
+    t = middle / (spread * math.sqrt(1 / len(steps) + overlap))
     return float(2 * student_t.sf(abs(t), len(steps) - 1))

@@ -43,7 +43,13 @@ from nvcim.sweeps.segmentation_work import Outcome, Ref, Row, reason_of, rounds_
 OnTask = Callable[[int, int, str], None]
 """Called with (tasks done, tasks in all, a note) as tasks end; trainings are not counted."""
 
-TABLES = ("segmentation_scores", "segmentation_images", "segmentation_rounds", "segmentation_crossbars")
+TABLES = (
+    "segmentation_scores",
+    "segmentation_images",
+    "segmentation_rounds",
+    "segmentation_crossbars",
+    "segmentation_levels",
+)
 _LAST = "segmentation_tasks"  # written last: a task is finished when the ledger holds its row
 _SPLIT = "segmentation_split"
 
@@ -66,9 +72,7 @@ def run_segmentation(
         ConfigError, DataError: as `SegmentationSettings.check` and for a budget that does not fit the images.
         RunError: no task succeeded (the first reason is given), or Ray cannot be used.
     """
-    settings.check()
-    images = settings.load_images()
-    plan = _plan(settings, images, run.record.seed)
+    images, plan = planned(settings, run.record.seed)
     run.write_table(_SPLIT, _split_rows(plan, images))
     ledger = _Ledger(run)
     if any(ledger.status(name) != "done" for name in plan.tasks):
@@ -80,6 +84,17 @@ def run_segmentation(
     if all(row["status"] == "failed" for row in tasks):
         raise RunError(f"no task of the comparison succeeded; the first failed with: {tasks[0]['error']}")
     return tasks
+
+
+def planned(settings: SegmentationSettings, seed: int) -> tuple[list[LabelledImage], "Plan"]:
+    """The images and everything that a run would do with them; for settings that cannot run, the reason why.
+
+    Raises:
+        ConfigError, DataError: as `run_segmentation`.
+    """
+    settings.check()
+    images = settings.load_images()
+    return images, _plan(settings, images, seed)
 
 
 @dataclass(frozen=True)
@@ -353,7 +368,8 @@ class _Work:
         reference = self._task(crossbar_work).remote(
             {point.quantizer: self._folders(point)[0] for point in own},
             [self.stored[image] for image in self.plan.held_back(CROSSBAR, repeat)],
-            settings.study,
+            settings,
+            self.plan.settings.prediction,
             repeat,
             named_seed(self.plan.seed, "segmentation comparison", CROSSBAR, repeat),
             self.plan.settings.cpus_per_task,

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from nvcim.data.images import write_image
 from nvcim.segmentation.ensemble import load_members
 from nvcim.segmentation.instances import predict
+from nvcim.segmentation.network import baked
 from nvcim.segmentation.targets import inner_edge
 from nvcim.storage import RunFolder
-from nvcim.sweeps.segmentation_scoring import baked
 from nvcim.sweeps.segmentation_settings import Point, SegmentationSettings
 from nvcim.sweeps.segmentation_statistics import Extreme, extremes
 

@@ -3,22 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from nvcim.errors import RunError
-from nvcim.quantization import inference_copy, packed_sizes
+from nvcim.quantization import packed_sizes
 from nvcim.quantization.base import weighted_layers
-from nvcim.segmentation.crossbar_study import CrossbarStudySettings, crossbar_rows
+from nvcim.segmentation.crossbar_study import crossbar_rows, level_rows
+from nvcim.segmentation.crossbar_weights import with_best_levels
 from nvcim.segmentation.ensemble import load_members
 from nvcim.segmentation.inference import PredictionSettings
-from nvcim.segmentation.instances import predict
+from nvcim.segmentation.instances import predict_growing
 from nvcim.segmentation.mask_scores import score_masks
 from nvcim.segmentation.model_files import load_fcn
-from nvcim.segmentation.network import SegmentationNetwork
+from nvcim.segmentation.network import SegmentationNetwork, baked
 from nvcim.storage import table_schema
-from nvcim.sweeps.segmentation_settings import Point
+from nvcim.sweeps.segmentation_settings import FLOAT, CrossbarPart, Point, levels_name
 from nvcim.sweeps.segmentation_work import Outcome, Ref, Row, fetch, outcome_of
 
 WEIGHTS = "model.safetensors"
@@ -77,10 +77,12 @@ def _scores(job: ScoringJob, held_back: Sequence[Ref], trained: Sequence[Outcome
     members = [baked(model) for model in load_members(list(job.folders))]
     sizes = [sizes_on_disk(folder) for folder in job.folders]
     tables: dict[str, list[Row]] = {"segmentation_scores": [], "segmentation_images": []}
+    # A network that several rows average is run once.
+    grown = [predict_growing(members, point.networks, image.pixels, job.prediction) for image in images]
     for networks in point.networks:
-        found = [predict(members[:networks], image.pixels, job.prediction) for image in images]
         scores = score_masks(
-            zip(found, [image.instances for image in images], strict=True), [image.name for image in images]
+            zip([found[networks] for found in grown], [image.instances for image in images], strict=True),
+            [image.name for image in images],
         )
         pooled, means = scores.pooled.values(), scores.means()
         seconds = [log.value.seconds for place, log in enumerate(trained) if place % len(members) < networks]
@@ -126,34 +128,47 @@ def _scores(job: ScoringJob, held_back: Sequence[Ref], trained: Sequence[Outcome
 def crossbar_work(
     folders: Mapping[str, Path],
     held_back: Sequence[Ref],
-    settings: CrossbarStudySettings,
+    part: CrossbarPart,
+    prediction: PredictionSettings,
     repeat: int,
     seed: int,
     threads: int,
     *trained: Outcome,
 ) -> Outcome:
-    """Put networks (by the name of their weights) on crossbars; the value is rows of `segmentation_crossbars`."""
+    """Put networks (by the name of their weights) on crossbars.
+
+    The value is rows of `segmentation_crossbars` and `segmentation_levels`. The float network is there a second time,
+    untrained on the levels that suit the cells best, at the base config's bits.
+    """
 
     def work() -> dict[str, list[Row]]:
         _all_trained(trained)
+        images, study = fetch(held_back), part.study
         models = {name: load_fcn(folder) for name, folder in folders.items()}
-        rows = crossbar_rows(models, fetch(held_back), settings, seed)
-        columns = table_schema("segmentation_crossbars").names
+        rows = crossbar_rows(models, images, study, seed, prediction=prediction)
+        if FLOAT in models and part.best_levels is not None:
+            placed = with_best_levels(models[FLOAT], study.crossbar, part.best_levels)
+            assert isinstance(placed, SegmentationNetwork)
+            name = levels_name(part.best_levels)
+            models[name] = placed
+            # Made for the base config's bits: along other bits there is nothing to see.
+            along_sigma = study.model_copy(update={"weight_bits": ()})
+            rows += crossbar_rows({name: placed}, images, along_sigma, seed, prediction=prediction)
+        bits = sorted({study.crossbar.weight_bits, *study.weight_bits})
         return {
-            "segmentation_crossbars": [
-                {"repeat": repeat, **{name: value for name, value in row.items() if name in columns}}
-                for row in rows
-            ]
+            "segmentation_crossbars": _rows_of("segmentation_crossbars", repeat, rows),
+            "segmentation_levels": _rows_of("segmentation_levels", repeat, level_rows(models, study, bits)),
         }
 
     return outcome_of(work, threads)
 
 
-def baked(model: SegmentationNetwork) -> SegmentationNetwork:
-    """The network with its weights as plain numbers, so that a forward costs what a float one does."""
-    copied: Any = inference_copy(model)
-    assert isinstance(copied, SegmentationNetwork)
-    return copied
+def _rows_of(table: str, repeat: int, rows: Sequence[Row]) -> list[Row]:
+    """Rows with the columns of a table and their repetition."""
+    columns = table_schema(table).names
+    return [
+        {"repeat": repeat, **{name: value for name, value in row.items() if name in columns}} for row in rows
+    ]
 
 
 def _all_trained(trained: Sequence[Outcome]) -> None:

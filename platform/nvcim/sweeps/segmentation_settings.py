@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -61,6 +61,8 @@ class Strategy(NamedTuple):
 
 
 WHOLE_POOL = Strategy(EVERYTHING, None)
+Networks = Annotated[int, Field(ge=1)]
+"""How many networks are averaged."""
 
 
 class Recipe(Settings):
@@ -84,7 +86,7 @@ class FullPart(Settings):
     """Networks trained on the whole pool, scored on every held-back image: what quality is to be had."""
 
     quantizers: tuple[str, ...] = Field((FLOAT, "inq-5", "inq-7"), min_length=1)
-    networks: tuple[int, ...] = Field((1,), min_length=1)
+    networks: tuple[Networks, ...] = Field((1,), min_length=1)
     recipe: Recipe = Recipe()
 
 
@@ -134,10 +136,15 @@ class BudgetPart(Settings):
         Raises:
             ConfigError: amounts that do not fit the pool or each other.
         """
-        start, budget, k = (
+        start, budget, k, candidates = (
             amount if isinstance(amount, int) else max(round(amount * pool), 1)
-            for amount in (self.rounds.start, self.rounds.budget, self.rounds.k)
+            for amount in (self.rounds.start, self.rounds.budget, self.rounds.k, self.rounds.candidates)
         )
+        if k > candidates and {"SA", "QSA"} & {*self.strategies}:
+            raise ConfigError(
+                f"field 'budget.rounds.k': {k} images cannot be chosen among {candidates} candidates; "
+                "k <= candidates is allowed"
+            )
         if not start < budget <= pool:
             raise ConfigError(
                 f"field 'budget.rounds': {start} images at the start, {budget} in the end, {pool} in the pool; "
@@ -150,7 +157,7 @@ class GridPart(Settings):
     """Segmentation networks on what SA and QSA had annotated in the end, with each kind of weights."""
 
     quantizers: tuple[str, ...] = Field(QUANTIZERS, min_length=1)
-    networks: tuple[int, ...] = Field((1, 5), min_length=1, description="how many are averaged")
+    networks: tuple[Networks, ...] = Field((1, 5), min_length=1, description="how many are averaged")
     bootstrap: bool = Field(
         False, description="train each network on a resample of its own, not on all images"
     )
@@ -163,6 +170,23 @@ class CrossbarPart(Settings):
 
     study: CrossbarStudySettings = CrossbarStudySettings()
     repeats: int = Field(1, ge=1, description="repetitions whose networks are used, the first ones")
+    best_levels: int | None = Field(
+        None,
+        ge=1,
+        description="magnitudes (zero is one) that the float network is put on, too; null: it is not",
+    )
+
+    @model_validator(mode="after")
+    def _levels_fit_the_bits(self) -> "CrossbarPart":
+        most = 2 ** (self.study.crossbar.weight_bits - 1)
+        if self.best_levels is not None and self.best_levels > most:
+            raise ValueError(f"best_levels: study.crossbar.weight_bits has {most} magnitudes at most")
+        return self
+
+
+def levels_name(count: int) -> str:
+    """What the float network on so many magnitudes is called among the models on crossbars."""
+    return f"float on {count} levels"
 
 
 class SegmentationSettings(Settings):
@@ -189,11 +213,8 @@ class SegmentationSettings(Settings):
     def _parts_fit_together(self) -> "SegmentationSettings":
         if self.full is None and self.budget is None:
             raise ValueError("nothing to compare: `full` and `budget` are both null")
-        if self.grid is not None:
-            if self.budget is None or not {"SA", "QSA"} & {*self.budget.strategies}:
-                raise ValueError("`grid` needs `budget` with SA or QSA among its strategies")
-            if min(self.grid.networks) < 1:
-                raise ValueError("grid.networks: 1 or more are averaged")
+        if self.grid is not None and not (self.budget and {"SA", "QSA"} & {*self.budget.strategies}):
+            raise ValueError("`grid` needs `budget` with SA or QSA among its strategies")
         if self.crossbar is not None and self.full is None:
             raise ValueError("`crossbar` needs the networks of `full`, which is null")
         if self.crossbar is not None and self.crossbar.repeats > self.seeds:
