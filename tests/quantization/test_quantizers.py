@@ -36,7 +36,7 @@ FINER_WITH_BITS = [
 ]
 QUANTIZERS = [
     *FINER_WITH_BITS,
-    "inq-4-3",
+    "inq-3-3",
     "inq-5-15",
     "affine-2",
     "affine-8",
@@ -195,11 +195,13 @@ def test_refuses_what_cannot_be_quantized(name: str) -> None:
         "affine-1",
         "inq-05",
         "inq-5-8",  # inq-5
-        "inq-4-03",
+        "inq-3-03",
+        "inq-4-3",  # 7 levels take 3 bits: inq-3-3
+        "inq-4-2",  # inq-3
         "inq-4-8",  # 17 levels
         "inq-4-0",
         "inq-" + 5000 * "9",
-        "inq-4-3-1",
+        "inq-3-3-1",
         "inq--5",
         "uniform-4-3",
         "uniform-\N{ARABIC-INDIC DIGIT FOUR}",

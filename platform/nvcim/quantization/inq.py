@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nvcim.errors import ModelError
 from nvcim.quantization.base import QuantizedWeight, Quantizer, QuantizerSettings, Side, Stage, original_of
+from nvcim.quantization.packing import code_bits
 
 
 class INQSettings(QuantizerSettings):
@@ -163,9 +164,13 @@ class INQ(Quantizer):
 
     @property
     def name(self) -> str:
-        """`inq-<bits>`, or `inq-<bits>-<exponents>` where the powers are not the 2^(bits-2) of the paper."""
-        usual = self.settings.powers == 2 ** (self.settings.bits - 2)
-        return super().name if usual else f"{super().name}-{self.settings.powers}"
+        """`inq-<bits>`, or `inq-<bits>-<exponents>` where the powers are not the 2^(bits-2) of the paper.
+
+        Bits are those that the levels take, whatever more the settings allow: one set of levels has one name.
+        """
+        powers = self.settings.powers
+        bits = code_bits(2 * powers + 1)
+        return f"inq-{bits}" if powers == 2 ** (bits - 2) else f"inq-{bits}-{powers}"
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -71,13 +71,13 @@ def quantizer_settings_from(content: Mapping[str, Any], source: str) -> Quantize
 
 
 def quantizer_named(name: str) -> Quantizer | None:
-    """Return the quantizer of a name: `inq-5`, `inq-4-3`, `uniform-4`, `affine-4`, `dorefa-1`, `twn`, `ttq`.
+    """Return the quantizer of a name: `inq-5`, `inq-3-3`, `uniform-4`, `affine-4`, `dorefa-1`, `twn`, `ttq`.
 
     A second number is how many powers of two INQ has. `float` gives None. Every quantizer that names describe has
     one name, so that results under a name are of one quantizer.
 
     Raises:
-        ConfigError: unknown name, numbers out of range, or another spelling of a name (`inq-05`, `inq-5-8`).
+        ConfigError: unknown name, numbers out of range, or another spelling of a name (`inq-05`, `inq-5-8`, `inq-4-3`).
     """
     if name == "float":
         return None
