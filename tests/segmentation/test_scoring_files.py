@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nvcim.cli import app
-from nvcim.data.images import write_instances
+from nvcim.data.images import find_masks, write_instances
 from nvcim.errors import DataError
 from nvcim.segmentation import score_folders, write_scores
 
@@ -97,3 +97,11 @@ def test_a_table_that_cannot_be_written_is_refused_before_scoring(folders: tuple
     assert done.exit_code != 0
     assert isinstance(done.exception, DataError)
     assert "scores.txt" in str(done.exception)
+
+
+def test_overlays_are_no_masks_and_neither_are_the_images(tmp_path: Path) -> None:
+    write_instances(np.ones((4, 5), dtype=np.int32), tmp_path / "a.png")
+    write_instances(np.ones((4, 5), dtype=np.int32), tmp_path / "a_overlay.png")
+    assert find_masks(tmp_path) == {"a": tmp_path / "a.png"}
+    with pytest.raises(DataError, match=r"a\.png: is an image, not a mask"):
+        find_masks(tmp_path, images=[tmp_path / "." / "a.png"])

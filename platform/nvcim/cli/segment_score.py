@@ -13,8 +13,6 @@ from nvcim.cli.console import out
 if TYPE_CHECKING:
     from nvcim.segmentation import MaskSetScores
 
-POOLED, MEAN = "all objects, pooled", "mean of images"
-
 HEADINGS = {
     "object_f1": "object F1",
     "object_dice": "object Dice",
@@ -65,6 +63,8 @@ def _objects_table(scores: MaskSetScores) -> Table:
 
 def _summary(scores: MaskSetScores) -> Table:
     """All metrics of the set, a row per metric, pooled and as a mean."""
+    from nvcim.segmentation.mask_scores import MEAN, POOLED
+
     shown = Table(title="All metrics of the set (measured)")
     for column in ("metric", POOLED, MEAN):
         shown.add_column(column)

@@ -139,19 +139,52 @@ def _eight_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
     if values.shape[2] not in (1, 3):
         raise DataError(f"{name}: holds {values.shape[2]} channels; allowed: 1 (grey) or 3 (RGB), and alpha")
     if values.dtype != np.uint8:
-        if values.dtype.kind not in "biuf":
-            raise DataError(f"{name}: pixel values must be real numbers, found {values.dtype}")
-        low, high = float(values.min(initial=0)), float(values.max(initial=0))
-        if not (low >= 0 and math.isfinite(high)):
-            raise DataError(f"{name}: pixel values must be finite and not negative")
-        scale = 255.0 / max(high, 1.0)
-        scaled = np.empty(values.shape, dtype=np.uint8)
-        for row, into in zip(
-            values, scaled, strict=True
-        ):  # by rows: floats of all at once take 8 times as much
-            into[:] = np.round(row * scale)
-        values = scaled
+        values = to_eight_bits(values, largest_value(values, name))
     return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else np.ascontiguousarray(values)
+
+
+def largest_value(values: NDArray[Any], name: str) -> float:
+    """Return the largest of values that are to be scaled by it, at least 1.
+
+    Raises:
+        DataError: values that are no real numbers, negative or not finite.
+    """
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{name}: pixel values must be real numbers, found {values.dtype}")
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    if not (low >= 0 and math.isfinite(high)):
+        raise DataError(f"{name}: pixel values must be finite and not negative")
+    return max(high, 1.0)
+
+
+def to_eight_bits(values: NDArray[Any], largest: float) -> NDArray[np.uint8]:
+    """Scale values [H, W, channels] from 0..largest to 0..255."""
+    scale = 255.0 / largest
+    scaled = np.empty(values.shape, dtype=np.uint8)
+    # By rows: floats of all at once take 8 times as much.
+    for row, into in zip(values, scaled, strict=True):
+        into[:] = np.round(row * scale)
+    return scaled
+
+
+def tiff_colours(values: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
+    """Stored values [H, W, samples] of a grey or RGB page without alpha, white as the largest value.
+
+    Fewer than 8 bits are spread over 0..255.
+    """
+    values = without_alpha(values, page)
+    if page.bitspersample < 8:
+        values = to_eight_bits(values, 2**page.bitspersample - 1)
+    if page.photometric == 0 and values.dtype.kind == "u":
+        values = (2 ** max(page.bitspersample, 8) - 1) - values
+    return values
+
+
+def without_alpha(values: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
+    """Stored values [H, W, samples] without transparency, and of RGB without any other sample too."""
+    if page.extrasamples and int(page.extrasamples[0]) in (1, 2):  # alpha
+        return values[:, :, : -len(page.extrasamples)]
+    return values[:, :, :3] if page.photometric == 2 else values
 
 
 def _decode_deep_png(data: bytes, name: str) -> NDArray[Any] | None:
@@ -177,16 +210,15 @@ def _decode_tiff(data: bytes, name: str, as_stored: bool) -> NDArray[Any] | None
     """Values of a TIFF's image without its alpha, [H, W, channels].
 
     `as_stored` gives the numbers of any file, palette indices too; otherwise white is the largest value, and files
-    whose colours Pillow knows better (palettes, CMYK, fewer than 8 bits) give None.
+    whose colours Pillow knows better (palettes, CMYK) give None.
     """
     import tifffile
 
     try:
-        with _without_log(tifffile.logger()), tifffile.TiffFile(io.BytesIO(data)) as file:
+        with without_log(tifffile.logger()), tifffile.TiffFile(io.BytesIO(data)) as file:
             page = file.pages.first
-            _check_pages(file, page, len(data), name)
-            plain = page.photometric in (0, 1, 2)  # grey of either polarity, RGB
-            if not as_stored and not (plain and page.bitspersample >= 8):
+            check_pages(file, page, len(data), name, MAX_PIXELS)
+            if not as_stored and page.photometric not in (0, 1, 2):  # grey of either polarity, RGB
                 return None
             if as_stored and page.compression in (6, 7, 34892):
                 raise DataError(
@@ -196,12 +228,7 @@ def _decode_tiff(data: bytes, name: str, as_stored: bool) -> NDArray[Any] | None
             if page.axes.startswith("S"):  # one plane per channel
                 values = np.moveaxis(values, 0, -1)
             values = values.reshape(*values.shape[:2], -1)
-            if page.extrasamples and int(page.extrasamples[0]) in (1, 2):  # alpha
-                values = values[:, :, : -len(page.extrasamples)]
-            elif page.photometric == 2:
-                values = values[:, :, :3]
-            if page.photometric == 0 and not as_stored and values.dtype.kind == "u":
-                values = (2**page.bitspersample - 1) - values
+            values = without_alpha(values, page) if as_stored else tiff_colours(values, page)
             tag = page.tags.get(_ORIENTATION)
             return _oriented(values, int(tag.value) if tag is not None else 1)
     except DataError:
@@ -211,7 +238,7 @@ def _decode_tiff(data: bytes, name: str, as_stored: bool) -> NDArray[Any] | None
 
 
 @contextmanager
-def _without_log(logger: logging.Logger) -> Iterator[None]:
+def without_log(logger: logging.Logger) -> Iterator[None]:
     """Keep a library from logging every damaged tag; what matters of it comes as one error of ours."""
     before, logger.disabled = logger.disabled, True
     try:
@@ -220,13 +247,15 @@ def _without_log(logger: logging.Logger) -> Iterator[None]:
         logger.disabled = before
 
 
-def _check_pages(file: tifffile.TiffFile, page: tifffile.TiffPage, size: int, name: str) -> None:
-    """Refuse a TIFF of several images, of too many pixels, or cut before its pixels end."""
+def check_pages(file: tifffile.TiffFile, page: tifffile.TiffPage, size: int, name: str, most: float) -> None:
+    """Refuse a TIFF of several images, of more than `most` pixels, or cut before its pixels end.
+
+    Raises:
+        DataError: names what is wrong.
+    """
     pixels = page.imagewidth * page.imagelength
-    if pixels > MAX_PIXELS:
-        raise DataError(
-            f"{name}: {page.imagewidth} x {page.imagelength} pixels; allowed here: {MAX_PIXELS} in all"
-        )
+    if pixels > most:
+        raise DataError(f"{name}: {page.imagewidth} x {page.imagelength} pixels; allowed here: {most} in all")
     others = [series for series in file.series[1:] if series.size >= page.size]  # smaller: previews
     if others or file.series[0].size > page.size or page.imagedepth > 1:
         raise DataError(f"{name}: holds several images; save the one that is meant as a file of its own")
@@ -378,11 +407,13 @@ def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def find_masks(folder: Path) -> dict[str, Path]:
+def find_masks(folder: Path, images: Iterable[Path] = ()) -> dict[str, Path]:
     """Return mask files by image name: of `labels/`, else the `*_anno` files, else every mask file here.
 
+    Overlays (`*_overlay`) are left out. `images` are files known to be none.
+
     Raises:
-        DataError: no such folder, or no mask in it.
+        DataError: no such folder, no mask in it, or one of the images among the masks.
     """
     if (folder / "labels").is_dir():
         masks = _files(folder / "labels", MASK_SUFFIXES)
@@ -390,6 +421,13 @@ def find_masks(folder: Path) -> dict[str, Path]:
         files = _files(folder, MASK_SUFFIXES)
         annotated = {s.removesuffix("_anno"): p for s, p in files.items() if s.endswith("_anno")}
         masks = annotated or files
+    masks = {name: path for name, path in masks.items() if not name.endswith("_overlay")}
+    known = {path.resolve() for path in images}
+    for path in masks.values():
+        if path.resolve() in known:
+            raise DataError(
+                f"{path}: is an image, not a mask; masks lie in labels/, end in _anno or have a folder"
+            )
     if not masks:
         raise DataError(f"{folder}: no instance masks found (looked for {', '.join(MASK_SUFFIXES)})")
     return masks

@@ -3,6 +3,7 @@
 Small images and formats that cannot be read in parts go through `ArrayImage`; TIFF files through `TiffImage`.
 """
 
+import math
 import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -14,7 +15,15 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from nvcim.data.images import read_image
+from nvcim.data.images import (
+    check_pages,
+    largest_value,
+    read_image,
+    tiff_colours,
+    to_eight_bits,
+    without_alpha,
+    without_log,
+)
 from nvcim.errors import DataError
 
 _LEAST_DEVIATION = 1e-3 * 255  # of a channel; an image of one colour has none of its own
@@ -83,17 +92,23 @@ class ArrayImage(ImageRows):
 
 _IN_PARTS = 4096 * 4096  # pixels; smaller images are read whole
 _KEPT_BYTES = 512 * 2**20  # decoded strips or tiles kept for the next rows
-_GREY, _INVERTED, _RGB, _PALETTE, _YCBCR = 1, 0, 2, 3, 6  # TIFF 6.0, tag PhotometricInterpretation
+_INVERTED, _GREY, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # TIFF 6.0, tag PhotometricInterpretation
 
 
 def open_image(path: Path) -> ImageRows:
     """Open an image file to be read by rows: large TIFF files in parts, everything else whole.
 
+    A TIFF that cannot be read in parts (turned, CMYK) is read whole, so that size decides nothing up to
+    `images.MAX_PIXELS`.
+
     Raises:
         DataError: as `read_image` and `TiffImage`.
     """
     if path.suffix.lower() in (".tif", ".tiff") and tiff_pixels(path) > _IN_PARTS:
-        return TiffImage(path)
+        try:
+            return TiffImage(path)
+        except WholeOnly:
+            return ArrayImage(read_image(path))
     return ArrayImage(read_image(path))
 
 
@@ -107,14 +122,18 @@ def tiff_pixels(path: Path) -> int:
         return 0
 
 
+class WholeOnly(DataError):
+    """A TIFF that `TiffImage` does not read in parts, though `read_image` may read it whole."""
+
+
 class TiffImage(ImageRows):
     """The first page of a TIFF or BigTIFF file, tiled or in strips, in any compression imagecodecs knows.
 
-    Grey, RGB and palette images of 1 to 16 bits, interleaved or in planes; transparency is dropped. More than
-    8 bits are scaled by the image's own largest value, as `decode_image` does.
+    Grey and RGB of any number of bits, palettes and JPEG's YCbCr, interleaved or in planes; the pixels are those
+    of `read_image`, but that JPEG's decoders may round differently.
 
     Raises:
-        DataError: unreadable, damaged, a stack of several pages, or another kind of colours or numbers.
+        DataError: unreadable, damaged or several images; `WholeOnly` for other colours, channels and orientations.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,33 +141,38 @@ class TiffImage(ImageRows):
         self._kept: OrderedDict[int, NDArray[Any]] = OrderedDict()
         try:
             # Held open for the image's life; the file is closed with it.
-            self._file = tifffile.TiffFile(path)
-            self._page = page = self._file.pages.first
-            stacked = self._stacked()
+            with without_log(tifffile.logger()):
+                self._file = tifffile.TiffFile(path)
+                self._page = page = self._file.pages.first
+                check_pages(self._file, page, path.stat().st_size, str(path), math.inf)
+            self.height, self.width = int(page.imagelength), int(page.imagewidth)
+            refused = self._refused()
+        except DataError:
+            self._file.close()
+            raise
         except Exception as error:  # tifffile raises whatever a damaged header leads it to
             raise DataError(f"{path}: cannot be read as a TIFF ({error})") from error
         weakref.finalize(self, self._file.close)
-        self.height, self.width = int(page.imagelength), int(page.imagewidth)
         if 0 in (self.height, self.width):
             raise DataError(f"{path}: an image of no pixels")
-        if stacked:
-            raise DataError(
-                f"{path}: a stack of {stacked} pages; save the one to be used as a file of its own"
-            )
-        if page.photometric not in (_GREY, _INVERTED, _RGB, _PALETTE, _YCBCR):
-            raise DataError(
-                f"{path}: colours are {tifffile.PHOTOMETRIC(page.photometric).name}; grey, RGB and palette can be read"
-            )
-        if page.dtype is None or page.dtype.kind not in "buif" or page.imagedepth != 1:
-            raise DataError(f"{path}: pixels of type {page.dtype}, depth {page.imagedepth} cannot be read")
-        if int(page.tags.valueof("Orientation", 1)) != 1:
-            raise DataError(f"{path}: stored turned or mirrored (Orientation); save it upright")
+        if refused:
+            raise WholeOnly(f"{path}: cannot be read in parts ({refused})")
 
-    def _stacked(self) -> int:
-        """How many pages of one image the file holds, 0 for a single one (a pyramid counts as one)."""
-        levels = self._file.series[0].levels
-        count = len(levels[0].pages)
-        return count if count > 1 else 0
+    def _refused(self) -> str:
+        """Why the page is not read in parts, empty where it is."""
+        page = self._page
+        if int(page.tags.valueof("Orientation", 1)) != 1:
+            return "stored turned or mirrored (Orientation)"
+        if page.dtype is None or page.dtype.kind not in "buif" or page.imagedepth != 1:
+            return f"pixels of type {page.dtype}, depth {page.imagedepth}"
+        if page.photometric in (_INVERTED, _GREY, _RGB):
+            channels = without_alpha(np.empty((1, 1, page.samplesperpixel), page.dtype), page).shape[2]
+            return "" if channels in (1, 3) else f"{channels} channels"
+        if page.photometric == _PALETTE and page.samplesperpixel == 1 and page.bitspersample <= 8:
+            return ""
+        if page.photometric == _YCBCR and page.samplesperpixel == 3 and page.compression in (6, 7):  # JPEG
+            return ""
+        return f"colours are {tifffile.PHOTOMETRIC(page.photometric).name}, {page.samplesperpixel} samples"
 
     def rows(self, top: int, bottom: int) -> NDArray[np.uint8]:
         """As `ImageRows.rows`.
@@ -156,32 +180,24 @@ class TiffImage(ImageRows):
         Raises:
             DataError: a damaged strip or tile, or values that are negative or no numbers.
         """
-        samples = self._samples(top, bottom)
-        photometric = self._page.photometric
-        if photometric == _PALETTE:
+        if self._page.photometric == _PALETTE:
             colours = np.asarray(self._page.colormap)  # [3, colours], 16 bits
-            return np.asarray((colours >> 8).astype(np.uint8).T[samples[..., 0]])
-        if samples.dtype == bool:
-            samples = samples.astype(np.uint8) * np.uint8(255)
-        elif samples.dtype != np.uint8:
-            samples = np.round(samples * (255.0 / self._largest)).astype(np.uint8)
-        if photometric == _INVERTED:
-            samples = 255 - samples
-        if samples.shape[2] < 3:
-            return np.repeat(samples[..., :1], 3, axis=2)
-        return np.ascontiguousarray(samples[..., :3])
+            indices = self._samples(top, bottom)[..., 0].astype(np.intp)
+            return np.asarray((colours >> 8).astype(np.uint8).T[indices])
+        values = self._colours(top, bottom)
+        if values.dtype != np.uint8:
+            values = to_eight_bits(values, self._largest)
+        return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else np.ascontiguousarray(values)
 
     @cached_property
     def _largest(self) -> float:
         """The largest value of any channel (transparency left out), at least 1."""
-        largest = 1.0
-        for top, bottom in self.bands():
-            samples = self._samples(top, bottom)
-            samples = samples[..., : 3 if samples.shape[2] >= 3 else 1]
-            if not np.isfinite(samples).all() or samples.min() < 0:
-                raise DataError(f"{self._path}: pixel values must be finite and not negative")
-            largest = max(largest, float(samples.max()))
-        return largest
+        bands = self.bands()
+        return max(largest_value(self._colours(top, bottom), str(self._path)) for top, bottom in bands)
+
+    def _colours(self, top: int, bottom: int) -> NDArray[Any]:
+        """Rows without transparency and with white as the largest value, [rows, W, 1 or 3]."""
+        return tiff_colours(self._samples(top, bottom), self._page)
 
     def _samples(self, top: int, bottom: int) -> NDArray[Any]:
         """Rows as they are stored, [rows, W, samples]."""

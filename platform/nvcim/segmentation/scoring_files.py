@@ -25,8 +25,7 @@ def score_folders(segmented: Path, truth: Path) -> MaskSetScores:
     Raises:
         DataError: a mask without its partner, sizes that differ (both files are named), or unreadable files.
     """
-    predicted = {n: p for n, p in find_masks(segmented).items() if not n.endswith("_overlay")}
-    true = find_masks(truth)
+    predicted, true = find_masks(segmented), find_masks(truth)
     names = pair_names(segmented, predicted, true, ("its predicted mask", "its true mask"))
     return score_masks((_read_both(predicted[name], true[name]) for name in names), names)
 
