@@ -87,7 +87,40 @@ def test_figures_are_bars_curves_memory_and_crossbars(run: RunFolder) -> None:
     # two ways to choose the step, each along sigma and along the bits
     on_crossbars = crossbar_figures(crossbar_rows())
     assert len(on_crossbars) == 4
-    assert [list(figure.plot.data[0].x) for figure in on_crossbars[:2]] == [[0.0, 0.05, 0.1], [4, 5, 6, 8]]
+    assert [list(figure.plot.data[0].x) for figure in on_crossbars[1:3]] == [[0.0, 0.05, 0.1], [4, 5, 6, 8]]
+
+
+def test_points_that_the_step_by_error_shares_with_the_other_are_drawn_in_both() -> None:
+    rows = [
+        row
+        for row in crossbar_rows()
+        if not (row.get("step") == "by_error" and row["sigma"] == 0.05 and row["weight_bits"] == 8)
+    ]
+    figures = [figure for figure in crossbar_figures(rows) if "by the error" in figure.plot.layout.title.text]
+    assert list(figures[0].plot.data[0].x) == [0.0, 0.05, 0.1]
+    # float at 8 bits, sigma 0.05: 0.8 - 0.05 - 0.1 / 8, and 0.01 more on the second of two chips
+    assert figures[0].plot.data[0].y[1] == pytest.approx(0.7425)
+    assert figures[0].plot.data[0].error_y.array[1] == pytest.approx(0.005)
+
+
+def test_memory_and_levels_have_tables(run: RunFolder) -> None:
+    common = {"network": "paper-sized", "model": "inq-5", "weights": 1000, "basis": "measured"}
+    sizes = {"float32_file_bytes": 4096, "file_bytes": 640, "ratio": 6.4, "entropy_ratio": None}
+    run.write_table("segmentation_memory", [{**common, **sizes}])
+    place = {"repeat": 0, "model": "inq-5", "device": "FeFET2", "sigma": 0.1, "weight_bits": 4}
+    errors = {"level_error": 0.25, "spread_error": 0.1, "expected_error": 0.27, "zeroed": 0.5}
+    rows = [{**place, **errors, "step": step, "basis": "modelled"} for step in ("largest", "power_of_two")]
+    run.write_table("segmentation_levels", rows)
+    tables = {table.title: table for table in printed_tables(run)}
+    (line,) = tables["Memory of one network, whole files (measured)"].rows
+    assert line == ("paper-sized", "inq-5", "1,000", "4.0", "0.6", "6.40", "")
+    (line,) = tables["What weights lose on crossbars (modelled: closed forms, no chip and no image)"].rows
+    assert line == ("inq-5", "FeFET2", "0.1", "4", *("0.250", "0.270", "0.500") * 2)
+    claims = {row[0]: row for row in tables["The paper's claims on this data (measured)"].rows}
+    assert claims["inq-5 takes 6.4 times less memory"][2] == "holds"
+    page = write_report(run).read_text(encoding="utf-8")
+    assert '<section id="segmentation_memory">' in page
+    assert '<section id="segmentation_levels">' in page
 
 
 def test_crossbars_on_ideal_arithmetic_alone_have_no_figure() -> None:

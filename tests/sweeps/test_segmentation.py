@@ -16,6 +16,7 @@ from nvcim.segmentation.training import TrainingSettings
 from nvcim.storage import RunFolder
 from nvcim.storage.files import read_parquet
 from nvcim.sweeps.segmentation import run_segmentation
+from nvcim.sweeps.segmentation_memory import measure_memory
 from nvcim.sweeps.segmentation_scoring import sizes_on_disk
 from nvcim.sweeps.segmentation_settings import (
     BudgetPart,
@@ -120,6 +121,8 @@ def test_a_budget_beyond_the_pool_is_refused() -> None:
         ),
         ({"full": None, "crossbar": {}}, "`crossbar` needs the networks of `full`"),
         ({"crossbar": {"repeats": 2}}, "crossbar.repeats: at most the 1"),
+        ({"crossbar": {"best_levels": 129}}, "best_levels: study.crossbar.weight_bits has 128 magnitudes"),
+        ({"full": {"networks": [0]}}, "field 'full.networks.0'"),
         ({"held_back": 1.0}, "field 'held_back'"),
         ({"fulll": {}}, "did you mean 'full'"),
     ],
@@ -176,12 +179,14 @@ def test_members_trained_on_ray_are_those_trained_here(ray_local: RaySession, tm
 def test_a_run_has_every_row_and_goes_on_with_the_networks_it_lacks(
     ray_local: RaySession, tmp_path: Path
 ) -> None:
-    settings = small()
+    study = {"devices": ["RRAM4"], "sigmas": [0.1], "weight_bits": [3], "chips": 1, "images": 1}
+    study |= {"steps": ["largest"], "crossbar": {"weight_bits": 4, "device": "RRAM4"}}
+    settings = small(crossbar={"best_levels": 3, "study": study})
     run = RunFolder.create(tmp_path, "segmentation", settings, settings.seed)
     tasks = run_segmentation(settings, run)
     assert [(row["task"], row["error"]) for row in tasks if row["status"] != "done"] == []
-    # 2 strategies' rounds; whole pool 2; budget 1 start + 2 x 2 rounds + 1 whole pool; grid 1
-    assert len(tasks) == 2 + 2 + 6 + 1
+    # 2 strategies' rounds; whole pool 2; budget 1 start + 2 x 2 rounds + 1 whole pool; grid 1; crossbars
+    assert len(tasks) == 2 + 2 + 6 + 1 + 1
     scores = run.read_table("segmentation_scores").to_pylist()
     # the start set's row stands for both strategies, the grid's point has a row for 1 and for 2 networks
     assert len(scores) == 2 + (2 + 4 + 1) + 2
@@ -192,6 +197,29 @@ def test_a_run_has_every_row_and_goes_on_with_the_networks_it_lacks(
     one, two = (row for row in scores if row["part"] == "grid")
     assert (one["networks"], two["networks"], one["images"]) == (1, 2, 1)
     assert two["weight_bytes"] == 2 * one["weight_bytes"]
+    on_arrays = run.read_table("segmentation_crossbars").to_pylist()
+    assert {row["model"] for row in on_arrays} == {"float", "inq-5", "float on 3 levels"}
+    # what lies on levels of 4 bits has no row along the bits
+    assert {(row["model"], row["weight_bits"]) for row in on_arrays if row["arithmetic"] == "crossbar"} == {
+        ("float", 3),
+        ("float", 4),
+        ("inq-5", 3),
+        ("inq-5", 4),
+        ("float on 3 levels", 4),
+    }
+    levels = run.read_table("segmentation_levels").to_pylist()
+    assert len(levels) == 3 * 2 * 2  # models, bits, steps
+    memory = {(row["network"], row["model"]): row for row in measure_memory(settings, run)}
+    assert {*memory} == {
+        *(("this run's", name) for name in ("float", "inq-5", "twn")),
+        *(("paper-sized", name) for name in ("float", "inq-5", "twn")),
+    }
+    assert memory["this run's", "float"]["ratio"] == 1.0
+    # 32 bits against 5, with 0.1 MB of normalisation
+    assert 6.2 < memory["paper-sized", "inq-5"]["ratio"] < 6.4
+    packed = run.path / "networks" / "full-0-all-inq-5" / "0" / "model.safetensors"
+    assert memory["this run's", "inq-5"]["file_bytes"] == packed.stat().st_size
+    assert measure_memory(settings, run) == run.read_table("segmentation_memory").to_pylist()
     split = run.read_table("segmentation_split").to_pylist()
     held_back = {row["image"] for row in split if row["role"] == "held back"}
     assert len(held_back) == 2
