@@ -175,6 +175,15 @@ def test_segment_trains_predicts_and_scores(shell: Shell, tmp_path: Path, tissue
     assert (status, "saved to" in out) == (0, True)
     assert "2/2" in err
     assert shell("segment", "predict", model, tissue / "images", "--out", masks)[0] == 0
+    tiles = tmp_path / "tiles.yaml"
+    tiles.write_text("tile: 64\nthreshold: 0.4\n")
+    options = ["--config", tiles, "--overlap", "32", "--certainty", "0.1"]
+    assert (
+        shell("segment", "predict", model, tissue / "images", "--out", tmp_path / "tiled", *options)[0] == 0
+    )
+    status, _, err = shell("segment", "predict", model, tissue / "images", "--out", masks, "--overlap", "800")
+    assert status == 2
+    assert "overlap must be at most half the tile, given 800 of 1280" in err
     assert len(list(masks.glob("*_overlay.png"))) == 3
     status, out, _ = shell("segment", "score", masks, tissue / "labels")
     assert status == 0

@@ -166,6 +166,13 @@ def without_partner(setup: Setup) -> tuple[Run, Run]:
     return lambda: score_pair(segmented, far), lambda: score_pair(segmented, truth)
 
 
+def one_blob(setup: Setup) -> tuple[Run, Run]:
+    """One segmented object over the whole image, as of a network that failed, against overlapping objects."""
+    segmented, truth = masks(size(setup))
+    blob = np.ones_like(segmented)
+    return lambda: score_pair(blob, truth), lambda: score_pair(segmented, truth)
+
+
 CASES = (
     Case(
         "metrics_sets",
@@ -183,6 +190,12 @@ CASES = (
         "metrics_no_overlap",
         "no object overlaps any",
         compared(without_partner, "x overlapping objects", None),
+        gpu=False,
+    ),
+    Case(
+        "metrics_one_blob",
+        "one object over 60 true ones",
+        compared(one_blob, "x overlapping objects", None),
         gpu=False,
     ),
 )

@@ -54,6 +54,12 @@ def test_no_result_depends_on_how_many_tiles_go_at_once() -> None:
     assert torch.allclose(one, three, atol=1e-6)
 
 
+def test_the_overlap_is_64_or_a_quarter_of_a_smaller_tile() -> None:
+    assert [PredictionSettings(tile=tile).overlap for tile in (64, 100, 256, 1280)] == [16, 25, 64, 64]
+    assert PredictionSettings().overlap == 64
+    assert PredictionSettings(tile=64, overlap=32).overlap == 32
+
+
 def test_an_ensembles_order_does_not_matter() -> None:
     networks = [ResidualFCN(SMALL, seed=seed).eval() for seed in range(3)]
     for network, smallest in zip(networks, (1, 40, 4000), strict=True):

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from nvcim.cli.console import Device, out
-from nvcim.config import parse_settings
+from nvcim.cli.console import Config, Device, out
+from nvcim.config import load_settings, parse_settings
 
 
 def predict(
@@ -20,26 +20,52 @@ def predict(
         ),
     ],
     folder: Annotated[Path, typer.Option("--out", help="Folder for masks and overlays.")],
-    scale: Annotated[float, typer.Option(help="Resize by this factor first (another magnification).")] = 1.0,
+    config: Config = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Resize by this factor first (another magnification).")
+    ] = None,
     geojson: Annotated[bool, typer.Option("--geojson", help="Also outlines, <name>.geojson.")] = False,
     objects: Annotated[
         bool, typer.Option("--objects", help="Also measurements, <name>_objects.csv.")
     ] = False,
     tiff: Annotated[bool, typer.Option("--tiff", help="Masks as TIFF instead of PNG.")] = False,
     tile: Annotated[int | None, typer.Option(help="Largest side seen at once, pixels.")] = None,
-    flips: Annotated[int, typer.Option(help="Views averaged: 1, 2, 4 or 8.")] = 1,
+    overlap: Annotated[
+        int | None,
+        typer.Option(help="Pixels that neighbouring tiles share (64, or a quarter of a smaller tile)."),
+    ] = None,
+    flips: Annotated[int | None, typer.Option(help="Views averaged: 1, 2, 4 or 8.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Least probability of a pixel of an object.")
+    ] = None,
+    certainty: Annotated[
+        float | None, typer.Option(help="Least probability that an object's surest pixel needs.")
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="How touching objects are told apart: contour, distance or none.")
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Write an instance mask (uint16 PNG) and an overlay for every image, of any size."""
+    """Write an instance mask (uint16 PNG) and an overlay for every image, of any size.
+
+    --config takes the prediction settings; options given beside it win.
+    """
     from nvcim.data.images import find_images
     from nvcim.segmentation import PredictionSettings, predict_files
     from nvcim.segmentation.prediction_files import Extra
 
-    given: dict[str, Any] = {"scale": scale, "flips": flips}
-    given |= {name: value for name, value in (("tile", tile), ("split", split)) if value is not None}
+    options: dict[str, Any] = {
+        "scale": scale,
+        "tile": tile,
+        "overlap": overlap,
+        "flips": flips,
+        "threshold": threshold,
+        "certainty": certainty,
+        "split": split,
+    }
+    settings = load_settings(config, PredictionSettings) if config else PredictionSettings()
+    given = settings.model_dump(exclude_unset=True)
+    given |= {name: value for name, value in options.items() if value is not None}
     settings = parse_settings(given, PredictionSettings, "the command line")
     models, images = _models_and_images(paths)
     files = [file for path in images for file in (find_images(path).values() if path.is_dir() else [path])]

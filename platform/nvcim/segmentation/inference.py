@@ -30,7 +30,11 @@ class PredictionSettings(SplittingSettings):
     tile: int = Field(
         default=1280, ge=64, le=16384, description="pixels; an image up to this size is seen whole"
     )
-    overlap: int = Field(default=64, ge=0, description="pixels that neighbouring tiles share and blend over")
+    overlap: int = Field(
+        default_factory=lambda given: min(64, given.get("tile", 1280) // 4),
+        ge=0,
+        description="pixels that neighbouring tiles share and blend over; 64, or a quarter of a smaller tile",
+    )
     batch: int = Field(
         default=1,
         ge=1,
