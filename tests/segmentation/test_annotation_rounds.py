@@ -272,6 +272,20 @@ def test_a_folder_of_other_rounds_is_refused(
         run_rounds(pool, SETTINGS.model_copy(update=change), tmp_path, seed, FakeTraining())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"keep_networks": True},
+        {"training": SETTINGS.training.model_copy(update={"device": "cuda:7"})},
+        {"scoring": SETTINGS.scoring.model_copy(update={"batch_pixels": 1})},
+    ],
+)
+def test_rounds_go_on_with_settings_that_do_not_change_them(tmp_path: Path, change: dict[str, Any]) -> None:
+    rounds = run_rounds(POOL, SETTINGS, tmp_path, 1, FakeTraining())
+    elsewhere = SETTINGS.model_copy(update=change)
+    assert run_rounds(POOL, elsewhere, tmp_path, 1, FakeTraining(kill_at=0)) == rounds
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"number": 0}', '{"suggested": [{"nom": 1}]}'])
 def test_a_damaged_round_is_named(tmp_path: Path, content: str) -> None:
     run_rounds(POOL, SETTINGS, tmp_path, 1, FakeTraining())

@@ -69,6 +69,8 @@ def test_a_complete_member_is_not_trained_again(images: list[LabelledImage], tmp
     again = train_member(job(tmp_path / "a"), images, lambda *_: pytest.fail("trained again"))
     assert again == first
     assert steps == [1, 2, 3, 4]
+    elsewhere = job(tmp_path / "a", training=QUICK.model_copy(update={"device": "cuda:7"}))
+    assert train_member(elsewhere, images) == first
     assert sorted(path.name for path in (tmp_path / "a").iterdir()).count("checkpoint.pt") == 0
 
 

@@ -38,7 +38,9 @@ from nvcim.segmentation.training import TrainingSettings
 from nvcim.storage import atomic_write_text
 from nvcim.storage.files import atomic_write_table
 
-_FORMAT = 2  # 2: float networks go on from their starts too
+_FORMAT = 3  # 2: float networks go on from their starts too; 3: settings without those of _NOT_OF_THE_RESULT
+# Where and in what batches it is computed moves results by rounding alone; a run may go on on another machine.
+_NOT_OF_THE_RESULT = {"keep_networks": True, "training": {"device"}, "scoring": {"batch_pixels"}}
 
 
 def _count_or_share(value: int | float) -> int | float:
@@ -120,7 +122,8 @@ def run_rounds(
     """Annotate `pool` in rounds until the budget, and return the rounds; `folder` is theirs alone.
 
     A second call with the same arguments goes on where the first was cut short, and returns at once where it
-    was done; `on_round` hears of new rounds only. The rounds depend on the seed and on the images, not on
+    was done. `on_round` hears of new rounds only, of each at most once: of none that was on disk when the call
+    began, and never of one that was written just before a kill. The rounds depend on the seed and on the images, not on
     their order or on how `train` runs the members. Every rule starts from the same images. The random rule
     trains nothing.
 
@@ -277,7 +280,7 @@ def _claim(folder: Path, images: Sequence[LabelledImage], settings: RoundsSettin
         "seed": seed,
         "images": len(images),
         "pool": digest.hexdigest(),
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude=_NOT_OF_THE_RESULT),
     }
     path = folder / "rounds.json"
     if not path.exists():

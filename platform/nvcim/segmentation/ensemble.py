@@ -213,8 +213,12 @@ def _start(job: MemberJob) -> SegmentationNetwork:
 
 
 def _identity(job: MemberJob, images: Sequence[LabelledImage]) -> str:
-    """A fingerprint of the job and its images, but not of its start, which may be gone when it is done."""
-    parts = (job.network.model_dump_json(), job.training.model_dump_json(), job.seed, job.quantizer)
+    """A fingerprint of the job and its images.
+
+    Not of its start, which may be gone when it is done, nor of the device, which is not part of the result.
+    """
+    training = job.training.model_dump_json(exclude={"device"})
+    parts = (job.network.model_dump_json(), training, job.seed, job.quantizer)
     more = (job.bootstrap, job.start is None, job.validation, job.entropy_coded)
     digest = hashlib.sha256("\x1f".join(str(part) for part in (*parts, *more)).encode())
     digest.update(fingerprint(images))
