@@ -51,6 +51,12 @@ def make_mask() -> np.ndarray:
     return mask
 
 
+def make_member(folder: Path, seed: int = 0) -> None:
+    """A network as training leaves one; its log is what says that it is complete."""
+    save_fcn(ResidualFCN(NETWORK, seed), folder)
+    (folder / "training.json").write_text("{}")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with 7 images in images/ and masks of the first two in masks/."""
@@ -64,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def ensemble(tmp_path: Path) -> Path:
     for index in range(2):
-        save_fcn(ResidualFCN(NETWORK, index), tmp_path / "ensemble" / f"member-{index}")
+        make_member(tmp_path / "ensemble" / f"member-{index}", index)
     return tmp_path / "ensemble"
 
 
@@ -189,10 +195,46 @@ def test_cold_start_leaves_images_that_are_like_no_other_aside() -> None:
 
 def test_members_are_loaded_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for index in range(11):
-        save_fcn(ResidualFCN(NETWORK, index), tmp_path / f"member-{index}")
+        make_member(tmp_path / f"member-{index}", index)
     loaded = [next(model.parameters()) for model in load_ensemble(tmp_path)]
     expected = [next(ResidualFCN(NETWORK, index).parameters()) for index in range(11)]
     assert all(torch.equal(left, right) for left, right in zip(loaded, expected, strict=True))
+
+
+def _without_log(folder: Path) -> None:
+    (folder / "member-1" / "training.json").unlink()
+
+
+def _with_checkpoint(folder: Path) -> None:
+    (folder / "member-1" / "checkpoint.pt").write_bytes(b"")
+
+
+def _with_a_folder_alone(folder: Path) -> None:
+    (folder / "member-2").mkdir()
+
+
+def _with_three_starts(folder: Path) -> None:
+    for index in range(3):
+        make_member(folder / f"start-{index}", index)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "member"),
+    [(_without_log, 1), (_with_checkpoint, 1), (_with_a_folder_alone, 2), (_with_three_starts, 2)],
+)
+def test_an_ensemble_cut_short_in_training_is_refused(
+    ensemble: Path, spoil: Callable[[Path], None], member: int
+) -> None:
+    spoil(ensemble)
+    with pytest.raises(ModelError, match=f"member-{member}: is not trained to its end"):
+        load_ensemble(ensemble)
+
+
+def test_networks_that_are_no_members_are_no_ensemble(tmp_path: Path) -> None:
+    for name in ("float-0", "float-1"):
+        make_member(tmp_path / name)
+    with pytest.raises(ModelError, match="found 0"):
+        load_ensemble(tmp_path)
 
 
 def test_float_and_quantized_networks_have_as_many_steps(
@@ -247,9 +289,11 @@ def test_training_is_by_seed_and_its_networks_can_be_kept(folder: Path, tmp_path
     assert members[0] != members[1]
     with pytest.raises(ModelError, match="other settings, seed or images"):
         suggest_in_folder(pool, quantized, 4, save_models=kept)
-    (kept / "member-2").mkdir()
-    with pytest.raises(ModelError, match="holds member-2, which is none of the 2 networks"):
-        suggest_in_folder(pool, quantized, 3, save_models=kept)
+    for other in ("start-2", "member-2"):
+        (kept / other).mkdir()
+        with pytest.raises(ModelError, match=f"holds {other}, which is none of the 2 networks"):
+            suggest_in_folder(pool, quantized, 3, save_models=kept)
+        (kept / other).rmdir()
 
 
 def test_random_rule_asks_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +376,7 @@ def _all_annotated(folder: Path) -> tuple[object, ...]:
 
 
 def _one_network(folder: Path) -> tuple[object, ...]:
-    save_fcn(ResidualFCN(NETWORK), folder / "one" / "member-0")
+    make_member(folder / "one" / "member-0")
     return (folder / "images", "--annotated", "", "-k", 2, "--models", folder / "one")
 
 

@@ -163,6 +163,11 @@ def holds_member(folder: Path) -> bool:
     return any((folder / name).exists() for name in _FILES)
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether `train_member` has trained a network there to its end."""
+    return (folder / _LOG).is_file() and not (folder / _CHECKPOINT).exists()
+
+
 def remove_member(folder: Path) -> None:
     """Remove what `train_member` wrote to a folder, and the folder where nothing else is in it.
 

@@ -8,6 +8,7 @@ images that represent the whole folder best are suggested instead, by descriptor
 import csv
 import io
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from nvcim.errors import ConfigError, DataError, ModelError
 from nvcim.quantization import quantizer_named
 from nvcim.randomness import named_seed
 from nvcim.segmentation.architectures import NetworkSettings, make_network
-from nvcim.segmentation.ensemble import load_members, train_member
+from nvcim.segmentation.ensemble import is_complete, load_members, train_member
 from nvcim.segmentation.fcn import FCNSettings
 from nvcim.segmentation.network import SegmentationNetwork
 from nvcim.segmentation.pool_scoring import ScoringSettings, score_pool, uncertainty_map
@@ -36,6 +37,8 @@ from nvcim.segmentation.suggestive import Rule, Suggestion, SuggestionSettings, 
 from nvcim.segmentation.suggestive_members import member_jobs, start_jobs
 from nvcim.segmentation.training import TrainingSettings
 from nvcim.storage import atomic_write_text
+
+_NETWORK = re.compile(r"(member|start)-")
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (what is being done, how many are done, how many in all)."""
@@ -204,15 +207,19 @@ def suggest_in_folder(
 
 
 def load_ensemble(folder: Path) -> list[SegmentationNetwork]:
-    """Return the networks in `folder/member-*`, else in every folder of `folder` that holds one.
+    """Return the networks in `folder/member-*`, in order of their numbers.
 
     Raises:
-        ModelError: no such folder, fewer than two networks, or one that cannot be loaded.
+        ModelError: no such folder, fewer than two networks, one that cannot be loaded, or training that was
+            cut short: a member not trained to its end, or fewer members than starts beside them.
     """
-    found = member_folders(folder)
-    if found == [folder]:
-        inside = (path.parent for path in folder.glob("*/fcn.json"))
-        found = sorted(inside, key=lambda path: (len(path.name), path.name))
+    found = [place for place in member_folders(folder) if place != folder]
+    unfinished = next((place for place in found if not is_complete(place)), None)
+    starts = len(list(folder.glob("start-*")))
+    if unfinished is None and len(found) < starts:
+        unfinished = folder / f"member-{len(found)}"
+    if unfinished is not None:
+        raise ModelError(f"{unfinished}: is not trained to its end; finish the ensemble's training first")
     if len(found) < 2:
         raise ModelError(
             f"{folder}: an ensemble needs at least 2 trained networks in folders member-0, member-1, ...; "
@@ -280,20 +287,20 @@ def _train(
         folder = save_models or Path(temporary)
         starts = start_jobs(settings.network, settings.training, folder, seeds)
         members = member_jobs(starts, settings.weights)
-        _refuse_others(folder, {job.out for job in members})
         jobs = [*starts, *members]
+        _refuse_others(folder, {job.out for job in jobs})
         for number, job in enumerate(jobs, start=1):
             what = f"training network {number} of {len(jobs)}"
             train_member(job, pool.annotated, _step_reporter(report, what))
         return load_members([job.out for job in members])
 
 
-def _refuse_others(folder: Path, members: Set[Path]) -> None:
-    """Raise ModelError where the folder holds members of a larger ensemble: they would be asked along later."""
-    others = sorted(path.name for path in folder.glob("member-*") if path not in members)
+def _refuse_others(folder: Path, own: Set[Path]) -> None:
+    """Raise ModelError where the folder holds networks of a larger ensemble: they would be asked along later."""
+    others = sorted(path.name for path in folder.glob("*-*") if _NETWORK.match(path.name) and path not in own)
     if others:
         raise ModelError(
-            f"{folder}: holds {others[0]}, which is none of the {len(members)} networks; choose another folder"
+            f"{folder}: holds {others[0]}, which is none of the {len(own) // 2} networks; choose another folder"
         )
 
 
