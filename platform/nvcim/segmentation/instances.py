@@ -51,7 +51,7 @@ def predict(
 def find_objects(
     models: Models, image: ImageRows, settings: PredictionSettings | None = None
 ) -> FoundObjects:
-    """Find the objects of an image that is read by rows; memory is about 12 bytes a pixel beyond one band.
+    """Find the objects of an image that is read by rows; memory is some 12 to 18 bytes a pixel beyond one band.
 
     An object is one object however many tiles it lies in.
 
