@@ -19,7 +19,7 @@ from nvcim.segmentation import suggestion_files
 from nvcim.segmentation.ensemble import MemberJob
 from nvcim.segmentation.fcn import FCNSettings, ResidualFCN
 from nvcim.segmentation.model_files import save_fcn
-from nvcim.segmentation.pool_scoring import ScoringSettings, score_pool
+from nvcim.segmentation.pool_scoring import PoolScores, ScoringSettings, score_pool
 from nvcim.segmentation.suggestion_files import (
     FolderSettings,
     Pool,
@@ -397,10 +397,16 @@ def _empty_masks(folder: Path) -> tuple[object, ...]:
             lambda f: (f / "images", "--annotated", f / "masks", "-k", 6),
             "k = 6 images cannot be suggested; 5",
         ),
-        (lambda f: (f / "images", "--annotated", "", "-k", 3, "--candidates", 2), "among candidates = 2"),
+        (
+            lambda f: (f / "images", "--annotated", f / "masks", "-k", 3, "--candidates", 2),
+            "among candidates = 2",
+        ),
         (lambda f: (f / "images", "--annotated", f / "nowhere", "-k", 2), "nowhere: no such folder"),
         (lambda f: (f / "nowhere", "--annotated", ""), "nowhere: no such folder"),
-        (lambda f: (f / "images", "--annotated", "", "-k", 2, "--weights", "inq7"), "'inq7' is not known"),
+        (
+            lambda f: (f / "images", "--annotated", f / "masks", "-k", 2, "--weights", "inq7"),
+            "'inq7' is not known",
+        ),
         (lambda f: (f / "images", "--annotated", "", "-k", 2, "--models", f / "masks"), "found 0"),
         (lambda f: (f / "images", "--annotated", "", "-k", 2, "--out", "x.txt"), "written as .csv or .json"),
         (lambda f: (f / "images", "-k", 2), "Missing option '--annotated'"),
@@ -427,6 +433,96 @@ def test_mistakes_are_one_line_and_status_2(
     assert complaint.startswith("nvcim: ")
     assert message in complaint
     assert not (folder / "suggestions.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--annotated", "", "--weights", "inq-7"), "--weights inq-7: has no meaning with --annotated ''"),
+        (("--annotated", "", "--steps", 9), "--steps 9: has no meaning with --annotated ''"),
+        (
+            ("--annotated", "", "--save-models", "kept"),
+            "--save-models kept: has no meaning with --annotated ''",
+        ),
+        (("--annotated", "", "--candidates", 9), "--candidates 9: has no meaning with --annotated ''"),
+        (
+            ("--annotated", "masks", "--models", "m", "--networks", 3),
+            "--networks 3: has no meaning with --models",
+        ),
+        (
+            ("--annotated", "masks", "--models", "m", "--weights", "float"),
+            "--weights float: has no meaning with --models",
+        ),
+        (("--annotated", "", "--models", "m", "--steps", 9), "--steps 9: has no meaning with --models"),
+        (
+            ("--annotated", "masks", "--models", "m", "--save-models", "n"),
+            "--save-models n: has no meaning with --models",
+        ),
+        (
+            ("--annotated", "masks", "--rule", "random", "--models", "m"),
+            "--models m: has no meaning with the rule random",
+        ),
+        (
+            ("--annotated", "masks", "--rule", "random", "--networks", 3),
+            "--networks 3: has no meaning with the rule random",
+        ),
+        (
+            ("--annotated", "masks", "--rule", "uncertainty", "--candidates", 3),
+            "--candidates 3: has no meaning with the rule uncertainty",
+        ),
+        (("--annotated", "masks", "--rule", "best"), "'best' is not one of"),
+        (("--annotated", "", "--rule", "uncertainty", "-k", 2), "train networks first"),
+    ],
+)
+def test_options_without_meaning_are_refused_by_name(
+    shell: Shell, folder: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[object, ...], message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(suggestion_files, "score_pool", lambda *_: pytest.fail("images were looked at"))
+    status, _, err = shell("segment", "suggest", "images", *given)
+    assert status == 2
+    assert message in err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("rule", ["random", "suggestive"])
+def test_models_are_kept_only_where_some_are_trained(folder: Path, ensemble: Path, rule: str) -> None:
+    settings = QUICK.model_copy(update={"rule": rule})
+    pool = read_pool(folder / "images", folder / "masks")
+    with pytest.raises(ConfigError, match="no network is trained that could be kept"):
+        suggest_in_folder(pool, settings, models=ensemble, save_models=folder / "kept")
+    with pytest.raises(ConfigError, match="no network is trained that could be kept"):
+        suggest_in_folder(read_pool(folder / "images", None), settings, save_models=folder / "kept")
+
+
+@pytest.mark.parametrize("rule", ["uncertainty", "random"])
+def test_command_line_takes_a_rule(shell: Shell, folder: Path, ensemble: Path, rule: str) -> None:
+    models = () if rule == "random" else ("--models", ensemble)
+    status, _, err = shell(
+        *("segment", "suggest", folder / "images", "--annotated", folder / "masks", "-k", 3, "--rule", rule),
+        *("--out", folder / "next.json", *models, "--device", "cpu"),
+    )
+    assert status == 0, err
+    assert json.loads((folder / "next.json").read_text())["how"].lower().startswith(rule)
+
+
+def test_untrained_networks_look_on_the_device_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suggestion_files, "resolve_device", lambda name: torch.device("meta"))
+    places = []
+
+    def recorded(networks: list[torch.nn.Module], *rest: Any) -> PoolScores:
+        places.extend(next(network.parameters()).device.type for network in networks)
+        return score_pool([ResidualFCN(NETWORK, seed) for seed in range(2)], *rest)
+
+    monkeypatch.setattr(suggestion_files, "score_pool", recorded)
+    suggest_in_folder(read_pool(folder / "images", None), QUICK)
+    assert places == ["meta", "meta"]
+
+
+def test_help_says_what_happens_with_nothing_annotated(shell: Shell) -> None:
+    _, out, _ = shell("segment", "suggest", "--help")
+    assert "nothing is trained" in " ".join(out.split())
 
 
 def test_the_uncertainty_rule_needs_something_annotated(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """`nvcim segment suggest`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -18,6 +19,10 @@ def suggest(
     annotated: Annotated[
         str, typer.Option(help="Folder with the masks of those that are annotated, by name; '' for none yet.")
     ],
+    rule: Annotated[
+        Literal["suggestive", "uncertainty", "random"] | None,
+        typer.Option(help="How images are chosen; suggestive by default."),
+    ] = None,
     k: Annotated[int | None, typer.Option("-k", min=1, help="Images to suggest; 8 by default.")] = None,
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Most uncertain images to choose among; 2 k, at least 16.")
@@ -45,15 +50,30 @@ def suggest(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
-    """Tell which images to annotate next: those that networks disagree on and that stand for the others."""
+    """Tell which images to annotate next: those that networks disagree on and that stand for the others.
+
+    With nothing annotated (--annotated '') and no --models, nothing is trained and no uncertainty is known: the
+    images that represent all of them best are suggested, by the descriptors of untrained networks.
+    """
     from nvcim.data.images import write_image
     from nvcim.errors import ConfigError
     from nvcim.progress import progress
     from nvcim.segmentation.contact_sheet import contact_sheet as draw_sheet
     from nvcim.segmentation.suggestion_files import read_pool, suggest_in_folder, write_suggestions
 
-    given = {"k": k, "candidates": candidates, "weights": weights, "networks": networks}
+    given = {"k": k, "rule": rule, "candidates": candidates, "weights": weights, "networks": networks}
     settings = _settings(config, given, {"steps": steps, "device": device})
+    training = {"--weights": weights, "--steps": steps, "--save-models": save_models}
+    asking = {"--models": models, "--networks": networks}
+    among = {"--candidates": candidates}
+    if settings.rule == "random":
+        _refuse({**training, **asking, **among}, "the rule random, which asks no network")
+    elif settings.rule == "uncertainty":
+        _refuse(among, "the rule uncertainty, which chooses among all images")
+    if models is not None:
+        _refuse({**training, "--networks": networks}, "--models, whose networks are trained already")
+    elif not annotated:
+        _refuse({**training, **among}, "--annotated '' without --models: no network is trained")
     if table.suffix.lower() not in {".csv", ".json"}:
         raise ConfigError(f"--out {table}: suggestions are written as .csv or .json")
     with progress("suggest") as update:
@@ -70,6 +90,19 @@ def suggest(
     if contact_sheet is not None:
         write_image(draw_sheet(found), contact_sheet)
         out.print(f"contact sheet: {contact_sheet}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _refuse(options: Mapping[str, Any], beside: str) -> None:
+    """Refuse the first of the options that was given.
+
+    Raises:
+        ConfigError: names it and what it has no meaning with.
+    """
+    from nvcim.errors import ConfigError
+
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{name} {value}: has no meaning with {beside}")
 
 
 def suggestion_table(found: "FolderSuggestions") -> Table:

@@ -177,9 +177,13 @@ def suggest_in_folder(
     Raises:
         DataError: every image is annotated, fewer than k are not, or images that cannot be trained on.
         ModelError: no ensemble in `models`, or another one in `save_models`.
-        ConfigError: settings that do not fit each other, or an unknown quantizer or device.
+        ConfigError: settings that do not fit each other, an unknown quantizer or device, or `save_models` where
+            no network is trained.
     """
     settings = settings or FolderSettings()
+    trains = settings.rule != "random" and models is None and bool(pool.annotated)
+    if save_models is not None and not trains:
+        raise ConfigError(f"save_models {save_models}: no network is trained that could be kept")
     choice = _choice(settings)
     quantizer_named(settings.weights)
     if not pool.rest:
@@ -192,6 +196,10 @@ def suggest_in_folder(
     if settings.rule == "random":
         return _result(pool, suggest(pool.rest.names, None, None, choice, seed), _how_random(settings))
     if models is None and not pool.annotated:
+        if settings.rule == "uncertainty":
+            raise DataError(
+                "rule 'uncertainty': nothing is annotated, so there is no uncertainty yet; train networks first"
+            )
         return _suggest_cold(pool, choice, settings, seed, report)
     if models is not None:
         networks = load_ensemble(models)
@@ -366,10 +374,9 @@ def _suggest_cold(
     the 5 % least like any others changed nothing there (40 halves, 5.03 kinds without and with it); of 40 halves
     of GlaS's 85 images it left 1.3 of the 8 that stand for no more than two images, instead of 2.0.
     """
-    networks = [
-        make_network(settings.network, named_seed(seed, "segmentation", "untrained network", index)).eval()
-        for index in range(settings.networks)
-    ]
+    device = resolve_device(settings.training.device)
+    seeds = [named_seed(seed, "segmentation", "untrained network", i) for i in range(settings.networks)]
+    networks = [make_network(settings.network, own).eval().to(device) for own in seeds]
     descriptors = score_pool(
         networks, pool.rest, settings.scoring, lambda done, total: report("images looked at", done, total)
     ).descriptors
