@@ -143,6 +143,16 @@ def test_pool_pairs_masks_by_name(folder: Path) -> None:
     assert len(read_pool(folder / "images", None).rest) == 7
 
 
+def test_images_are_not_taken_for_masks_but_glas_naming_is_read(folder: Path) -> None:
+    for given in (folder, folder / "images"):
+        with pytest.raises(DataError, match=r"image-0\.png: is an image, not a mask"):
+            read_pool(given, folder / "images")
+    write_instances(make_mask(), folder / "images" / "image-4_anno.png")
+    pool = read_pool(folder / "images", folder / "images")
+    assert [image.name for image in pool.annotated] == ["image-4"]
+    assert len(pool.rest) == 6
+
+
 def test_cold_start_suggests_without_uncertainty_and_says_so(folder: Path) -> None:
     found = suggest_in_folder(read_pool(folder / "images", None), QUICK)
     assert "Nothing is annotated yet" in found.how
