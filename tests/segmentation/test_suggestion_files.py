@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvcim.cli import run
+from nvcim.cli import run, segment_suggest
 from nvcim.data.images import PlainImage, read_image, write_image, write_instances
 from nvcim.errors import ConfigError, DataError, ModelError
 from nvcim.randomness import named_seed
@@ -337,6 +338,10 @@ def test_command_line_writes_table_and_sheet(shell: Shell, folder: Path, ensembl
         *("--models", ensemble, "--out", table, "--contact-sheet", sheet, "--device", "cpu"),
     )
     assert status == 0, err
+    beside = (folder, "--annotated", folder / "masks", "-k", 3, "--models", ensemble, "--out", table)
+    status, _, err = shell("segment", "suggest", *beside, "--contact-sheet", folder / "beside.png")
+    assert status == 0, err
+    assert (folder / "beside.png").read_bytes() == sheet.read_bytes()
     assert len(json.loads(table.read_text())["suggestions"]) == 3
     assert read_image(sheet).shape[1] > 800
     assert "3 of 5 images to annotate next" in out
@@ -418,7 +423,7 @@ def _empty_masks(folder: Path) -> tuple[object, ...]:
             "'inq7' is not known",
         ),
         (lambda f: (f / "images", "--annotated", "", "-k", 2, "--models", f / "masks"), "found 0"),
-        (lambda f: (f / "images", "--annotated", "", "-k", 2, "--out", "x.txt"), "written as .csv or .json"),
+        (lambda f: (f / "images", "--annotated", "", "-k", 2, "--out", "x.txt"), "must end in .csv or .json"),
         (lambda f: (f / "images", "-k", 2), "Missing option '--annotated'"),
         (_no_images, "empty: no images found"),
         (_unreadable_image, "image-4.png: cannot be read as an image"),
@@ -492,6 +497,38 @@ def test_options_without_meaning_are_refused_by_name(
     status, _, err = shell("segment", "suggest", "images", *given)
     assert status == 2
     assert message in err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--contact-sheet", "sheet.jpg"), "--contact-sheet sheet.jpg: must end in .png"),
+        (("--contact-sheet", "images/image-1.png"), "images/image-1.png: lies among the images"),
+        (("--contact-sheet", "masks/sheet.png"), "masks/sheet.png: lies among the images"),
+        (("--contact-sheet", "file/a/sheet.png"), "file is not a folder"),
+        (("--contact-sheet", "shut/new/sheet.png"), "shut cannot be written to"),
+        (("--out", "folder.csv"), "--out folder.csv: is a folder"),
+        (("--out", "file/next.csv"), "file is not a folder"),
+        (("--out", "shut/next.csv"), "shut cannot be written to"),
+    ],
+)
+def test_places_for_results_are_checked_before_images_are_read(
+    shell: Shell, folder: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "file").write_text("")
+    (folder / "folder.csv").mkdir()
+    (folder / "shut").mkdir()
+    honest = os.access  # a superuser may write anywhere
+    monkeypatch.setattr(
+        segment_suggest.os, "access", lambda path, mode: Path(path).name != "shut" and honest(path, mode)
+    )
+    monkeypatch.setattr(suggestion_files, "read_pool", lambda *_: pytest.fail("images were read"))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    status, _, err = shell("segment", "suggest", "images", "--annotated", "masks", "-k", 2, *given)
+    assert status == 2
+    assert message in err.strip().splitlines()[-1]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 @pytest.mark.parametrize("rule", ["random", "suggestive"])

@@ -1,6 +1,7 @@
 """`nvcim segment suggest`."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -74,8 +75,14 @@ def suggest(
         _refuse({**training, "--networks": networks}, "--models, whose networks are trained already")
     elif not annotated:
         _refuse({**training, **among}, "--annotated '' without --models: no network is trained")
-    if table.suffix.lower() not in {".csv", ".json"}:
-        raise ConfigError(f"--out {table}: suggestions are written as .csv or .json")
+    _check_target("--out", table, (".csv", ".json"))
+    if contact_sheet is not None:
+        _check_target("--contact-sheet", contact_sheet, (".png",))
+        read = [_within(images, "images")] + ([_within(Path(annotated), "labels")] if annotated else [])
+        if contact_sheet.resolve().parent in {place.resolve() for place in read}:
+            raise ConfigError(
+                f"--contact-sheet {contact_sheet}: lies among the images; choose another folder"
+            )
     with progress("suggest") as update:
 
         def tell(what: str, done: int, total: int) -> None:
@@ -103,6 +110,30 @@ def _refuse(options: Mapping[str, Any], beside: str) -> None:
     for name, value in options.items():
         if value is not None:
             raise ConfigError(f"{name} {value}: has no meaning with {beside}")
+
+
+def _within(folder: Path, name: str) -> Path:
+    """The folder's own folder of that name where there is one, which is read in its place."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _check_target(option: str, path: Path, suffixes: Sequence[str]) -> None:
+    """See that a file can be written there, before anything takes time; nothing is made.
+
+    Raises:
+        ConfigError: another ending, a folder of that name, or no folder that can be written to.
+    """
+    from nvcim.errors import ConfigError
+
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(f"{option} {path}: must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: is a folder")
+    there = next(place for place in path.absolute().parents if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{option} {path}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option} {path}: the folder {there} cannot be written to")
 
 
 def suggestion_table(found: "FolderSuggestions") -> Table:

@@ -40,7 +40,11 @@ from nvcim.storage.files import atomic_write_table
 
 _FORMAT = 3  # 2: float networks go on from their starts too; 3: settings without those of _NOT_OF_THE_RESULT
 # Where and in what batches it is computed moves results by rounding alone; a run may go on on another machine.
-_NOT_OF_THE_RESULT: dict[str, bool | set[str]] = {"keep_networks": True, "training": {"device"}, "scoring": {"batch_pixels"}}
+_NOT_OF_THE_RESULT: dict[str, bool | set[str]] = {
+    "keep_networks": True,
+    "training": {"device"},
+    "scoring": {"batch_pixels"},
+}
 
 
 def _count_or_share(value: int | float) -> int | float:

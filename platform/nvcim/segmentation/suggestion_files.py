@@ -130,8 +130,8 @@ def read_pool(images: Path, masks: Path | None, on_progress: OnProgress | None =
     images are kept.
 
     Raises:
-        DataError: no image, no mask in `masks`, images in place of masks, a mask without an image or of another size, or a file that
-            cannot be read.
+        DataError: no image, no mask in `masks`, images in place of masks, a mask without an image or of another
+            size, or a file that cannot be read.
     """
     files = find_images(images)
     labels = find_masks(masks, files.values()) if masks is not None else {}
