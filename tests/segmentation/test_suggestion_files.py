@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvcim.cli import run, segment_suggest
+from nvcim.cli import run
 from nvcim.data.images import PlainImage, read_image, write_image, write_instances
 from nvcim.errors import ConfigError, DataError, ModelError
 from nvcim.randomness import named_seed
@@ -520,9 +520,7 @@ def test_places_for_results_are_checked_before_images_are_read(
     (folder / "folder.csv").mkdir()
     (folder / "shut").mkdir()
     honest = os.access  # a superuser may write anywhere
-    monkeypatch.setattr(
-        segment_suggest.os, "access", lambda path, mode: Path(path).name != "shut" and honest(path, mode)
-    )
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "shut" and honest(path, mode))
     monkeypatch.setattr(suggestion_files, "read_pool", lambda *_: pytest.fail("images were read"))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     status, _, err = shell("segment", "suggest", "images", "--annotated", "masks", "-k", 2, *given)

@@ -53,8 +53,9 @@ def suggest(
 ) -> None:
     """Tell which images to annotate next: those that networks disagree on and that stand for the others.
 
-    With nothing annotated (--annotated '') and no --models, nothing is trained and no uncertainty is known: the
-    images that represent all of them best are suggested, by the descriptors of untrained networks.
+    With nothing annotated (--annotated '') and no --models, nothing is trained
+    and no uncertainty is known: the images that represent all of them best
+    are suggested, by the descriptors of untrained networks.
     """
     from nvcim.data.images import write_image
     from nvcim.errors import ConfigError
