@@ -31,7 +31,12 @@ def test_the_metrics_have_the_limits_that_were_set() -> None:
     for case in segmentation_metric_cases.CASES:
         (line,) = case.measure(case, segmentation_metric_cases.Setup(segmentation_metric_cases.SMOKE, 1, 1))
         limits[case.name] = line.limit
-    assert limits == {"metrics_sets": 1 / 20, "metrics_scipy": 1.0, "metrics_no_overlap": None}
+    assert limits == {
+        "metrics_sets": 1 / 20,
+        "metrics_scipy": 1.0,
+        "metrics_no_overlap": None,
+        "metrics_one_blob": None,
+    }
 
 
 def test_the_references_do_the_same_work() -> None:
