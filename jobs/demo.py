@@ -112,7 +112,7 @@ def segmentation_stage(context: Context, update: Update) -> Table:
         context.run,
         lambda name, done, total, loss: update(done, total, f"{name} weights, loss {loss:.3f}"),
     )
-    table = Table(title="Segmentation of images not trained on (measured; memory modelled)")
+    table = Table(title="Segmentation of images not trained on (measured)")
     columns = ("weights", "arithmetic", "chip", "object F1", "object Dice", "object Hausdorff, px", "KiB")
     for column in columns:
         table.add_column(column)

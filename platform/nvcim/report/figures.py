@@ -163,7 +163,7 @@ def _weight_memory(rows: Sequence[Row]) -> Figure:
     )
     title = f"The smallest weights take {smallest / 1024:.0f} KiB, {largest / smallest:.1f} times less"
     plot = styled(go.Figure(bars), title, "weights", "memory of the weights, KiB")
-    return Figure(plot, "modelled", "Bits of a weight times the number of weights; no container's overhead.")
+    return Figure(plot, "measured", "Weights as packed, with scales and exponents; without a file's header.")
 
 
 def sweep_figures(rows: Sequence[Row]) -> list[Figure]:

@@ -137,7 +137,7 @@ def _ideal_row(
     test: Sequence[LabelledImage],
     run: RunFolder,
 ) -> Row:
-    """Score on digital float32; the weights' memory is modelled, the scores are measured."""
+    """Score on digital float32; the weights' memory is counted as packed."""
     scores = _scores(model, test, settings.overlays, run, f"{name}_ideal")
     return {**_score_columns(name, "ideal", scores), "weight_bytes": round(_weight_bytes(model, name))}
 
@@ -184,7 +184,7 @@ def _score_columns(name: str, arithmetic: str, scores: SetScores) -> Row:
 
 
 def _weight_bytes(model: SegmentationNetwork, name: str) -> float:
-    """Memory of the weights: bits times count, with the quantizer's side information."""
+    """Bytes of the weights: as packed, scales and exponents included; float ones at four bytes each."""
     quantizer = quantizer_named(name)
     if quantizer is not None:
         return quantizer.memory(model).quantized_bytes

@@ -120,7 +120,7 @@ SEGMENTATION_SCORES = pa.schema(
         _column("object_f1", _real, "object F1 of the GlaS contest, 0..1"),
         _column("object_dice", _real, "object Dice of the GlaS contest, 0..1"),
         _column("object_hausdorff", _real, "object Hausdorff distance of the GlaS contest", "px"),
-        _column("weight_bytes", _int, "memory of the weights, modelled as bits times count", "B", empty=True),
+        _column("weight_bytes", _int, "memory of the weights, counted as they are packed", "B", empty=True),
         _BASIS,
     ]
 )
