@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+KERNELS := setup.py platform/nvcim/vectors.h platform/nvcim/crossbar/kernel.cpp platform/nvcim/prompts/frozen_kernel.cpp
 
 .PHONY: install demo test test-all fidelity check format clean
 
-$(STAMP): pyproject.toml constraints.txt
+# The install builds the kernels where there is GCC.
+$(STAMP): pyproject.toml constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dev]"
 	touch $@

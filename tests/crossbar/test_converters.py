@@ -103,7 +103,7 @@ def test_inputs_beyond_a_fixed_full_scale_are_held_and_counted() -> None:
     crossbar = Crossbar.program(torch.tensor([[3.0], [1.0]]), config, generator())
     y = crossbar.matmul(torch.tensor([[0.74, 0.34], [0.76, -5.0], [-0.7, 0.36]]))
     assert torch.allclose(y, torch.tensor([[2.1 + 0.3], [2.1 - 0.7], [-2.1 + 0.4]]), atol=1e-6)
-    assert crossbar.counts.dac_clipped == 2  # 0.76 and -5; 0.74 rounds to the last code
+    assert crossbar.counts.dac_clipped == 3  # 0.74, 0.76 and -5 lie beyond 0.7
     assert Crossbar.program(WEIGHT, ideal(dac_bits=4), generator()).counts.dac_clipped == 0
 
 

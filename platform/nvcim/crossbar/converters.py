@@ -57,7 +57,7 @@ def drive(x: Tensor, config: CrossbarConfig) -> Driven:
         full_scale = full_scale if fixed else x.abs().amax(dim=-1, keepdim=True)
         return _plain_drive(x, config.rows, top, full_scale, fixed)
     tiles = -(-x.shape[-1] // config.rows)
-    driven, squares = torch.empty_like(x) if top else x, x.new_empty(*x.shape[:-1], tiles)
+    driven, squares = torch.empty_like(x) if top or fixed else x, x.new_empty(*x.shape[:-1], tiles)
     clipped = library.nvcim_drive(
         x.data_ptr(), full_scale.numel(), x.shape[-1], config.rows, float(top), fixed, full_scale.data_ptr(),
         driven.data_ptr(), squares.data_ptr(), torch.get_num_threads(),
@@ -66,14 +66,13 @@ def drive(x: Tensor, config: CrossbarConfig) -> Driven:
 
 
 def _plain_drive(x: Tensor, rows: int, top: int, full_scale: Tensor, fixed: bool) -> Driven:
-    clipped = 0
+    clipped = int((x.abs() > full_scale).sum()) if fixed else 0
     if top:
         step = (full_scale / top).clamp(min=_TINY)
         codes = (x / step).round()
-        if fixed:
-            clipped = int((codes.abs() > top).sum())
-            codes = codes.clamp(-top, top)
-        x = codes * step
+        x = (codes.clamp(-top, top) if fixed else codes) * step
+    elif fixed:
+        x = x.clamp(-full_scale, full_scale)
     squares = [part.square().sum(dim=-1) for part in torch.split(x, rows, dim=-1)]
     return Driven(x, square_root(torch.stack(squares, dim=-1)), full_scale, clipped)
 

@@ -1,74 +1,36 @@
-/* The crossbar's inner loops, compiled once per machine by kernel.py; counter_rng.py, mapping.py, programming.py and
- * conversion.py hold the same in plain torch and are what this file is tested against. Compiled without contraction of
- * a*b+c, so that draws, writes and quantisation agree to the bit; products are fused and summed in the order of their
- * inputs, so they differ from torch's by rounding.
+/* The crossbar's inner loops, built with the package by setup.py and declared in kernel.py; counter_rng.py, mapping.py,
+ * programming.py and conversion.py hold the same in plain torch and are what this file is tested against. Compiled without
+ * contraction of a*b+c, so that draws, writes and quantisation agree to the bit; products are fused and summed in the
+ * order of their inputs, so they are the same to the bit on every processor and differ from torch's by rounding.
  */
-#include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include "../vectors.h"
 
-#define LANES 16
 #define TINY 1.17549435e-38f
-#define BLOCK 64 /* normals of 16 Philox counters */
+#define COUNTERS 16           /* Philox counters in a block, whatever the width of vectors */
+#define BLOCK (4 * COUNTERS)  /* normals or uniforms of a block: number w of counter c stands at w * COUNTERS + c */
 
-typedef float vf __attribute__((vector_size(4 * LANES)));
-typedef int32_t vi __attribute__((vector_size(4 * LANES)));
-typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
-
-/* x - 0 is x, also for -0, so that nothing is left to compute */
-static inline vf splat(float value) { return value - vf{}; }
-
-/* sqrt, round-half-even and convert lane by lane: GCC turns each loop into one instruction where there is one. */
-static inline vf vsqrt(vf x) {
-    vf r;
-    for (int i = 0; i < LANES; i++) r[i] = sqrtf(x[i]);
-    return r;
-}
-
-static inline vf vrint(vf x) {
-    vf r;
-    for (int i = 0; i < LANES; i++) r[i] = rintf(x[i]);
-    return r;
-}
-
-static inline vf vclamp(vf x, float low, float high) {
-    x = x < low ? splat(low) : x; /* NaN stays NaN, as in torch.clamp */
-    return x > high ? splat(high) : x;
-}
-
-/* Philox4x32-10 (Salmon et al., SC 2011) for 16 counters (first + lane, c1, c2, c3). Words live in 64-bit lanes, even
+/* Philox4x32-10 (Salmon et al., SC 2011) for LANES counters (first + lane, c1, c2, c3). Words live in 64-bit lanes, even
  * counters in one vector and odd ones in another, because the 32x32 -> 64 bit product wants them so. */
-typedef uint64_t vw __attribute__((vector_size(4 * LANES)));
-
-static inline vw multiply(vw x, uint64_t factor) {
-#ifdef __AVX512F__
-    return (vw)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64((long long)factor));
-#else
-    return (x & 0xFFFFFFFFull) * factor;
-#endif
-}
-
 struct words {
     vw a, b, c, d; /* the upper half of a lane may hold anything */
 };
 
-static inline void philox_round(words &w, uint64_t k0, uint64_t k1) {
-    vw p = multiply(w.a, 0xD2511F53u), q = multiply(w.c, 0xCD9E8D57u);
+INLINE void philox_round(words &w, uint64_t k0, uint64_t k1) {
+    vw p = multiply_words(w.a, 0xD2511F53u), q = multiply_words(w.c, 0xCD9E8D57u);
     w.a = (q >> 32) ^ w.b ^ k0;
     w.c = (p >> 32) ^ w.d ^ k1;
     w.b = q;
     w.d = p;
 }
 
-static inline vu interleave(vw even, vw odd) { return (vu)((even & 0xFFFFFFFFull) | (odd << 32)); }
+INLINE vu interleave(vw even, vw odd) { return (vu)((even & 0xFFFFFFFFull) | (odd << 32)); }
 
-static inline void philox(uint64_t key, uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, vu out[4]) {
-    words even = {vw{0, 2, 4, 6, 8, 10, 12, 14} + first, vw{} + c1, vw{} + c2, vw{} + c3};
+INLINE void philox(uint64_t key, uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, vu out[4]) {
+    vw places;
+    for (int i = 0; i < LANES / 2; i++) places[i] = 2 * (uint64_t)i;
+    words even = {places + first, vw{} + c1, vw{} + c2, vw{} + c3};
     words odd = {even.a + 1, even.b, even.c, even.d};
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     for (int round = 0; round < 10; round++) {
@@ -83,12 +45,8 @@ static inline void philox(uint64_t key, uint32_t first, uint32_t c1, uint32_t c2
     out[3] = interleave(even.d, odd.d);
 }
 
-static inline vf to_float(vu x) {
-    return __builtin_convertvector(x, vf);
-}
-
 /* Box and Muller on two words; the polynomials are Cephes' logf, sinf and cosf. */
-static inline void box_muller(vu first, vu second, vf *z0, vf *z1) {
+INLINE void box_muller(vu first, vu second, vf *z0, vf *z1) {
     vf u = to_float(first) * 0x1p-32f + 0x1p-33f;
     vi bits = (vi)u;
     vi exponent = (bits >> 23) - 126;
@@ -107,11 +65,11 @@ static inline void box_muller(vu first, vu second, vf *z0, vf *z1) {
     y = y * x + -2.4999993993E-1f;
     y = y * x + 3.3333331174E-1f;
     y = y * x * square;
-    vf e = __builtin_convertvector(exponent, vf);
+    vf e = to_float(exponent);
     y = y + e * -2.12194440e-4f;
     y = y + square * -0.5f;
     vf log_u = x + y + e * 0.693359375f;
-    vf radius = vsqrt(log_u * -2.0f);
+    vf radius = square_root(log_u * -2.0f);
 
     vf angle = (to_float(second & 0x3FFFFFFFu) * 0x1p-30f + -0.5f) * 1.57079632679489662f;
     vf z = angle * angle;
@@ -129,11 +87,20 @@ static inline void box_muller(vu first, vu second, vf *z0, vf *z1) {
     *z1 = radius * (negative ? -q : q);
 }
 
-static inline void normal_block(uint64_t key, uint32_t block, uint32_t purpose, uint64_t index, vf out[4]) {
+/* Four normals each of LANES counters from `first` on. */
+INLINE void normals_of(uint64_t key, uint32_t first, uint32_t purpose, uint64_t index, vf out[4]) {
     vu words[4];
-    philox(key, block * LANES, purpose, (uint32_t)index, (uint32_t)(index >> 32), words);
+    philox(key, first, purpose, (uint32_t)index, (uint32_t)(index >> 32), words);
     box_muller(words[0], words[1], &out[0], &out[1]);
     box_muller(words[2], words[3], &out[2], &out[3]);
+}
+
+INLINE void normal_block(uint64_t key, uint32_t block, uint32_t purpose, uint64_t index, float *out) {
+    for (int lane = 0; lane < COUNTERS; lane += LANES) {
+        vf z[4];
+        normals_of(key, block * COUNTERS + (uint32_t)lane, purpose, index, z);
+        for (int word = 0; word < 4; word++) store(out + word * COUNTERS + lane, z[word]);
+    }
 }
 
 /* out [keys, indices, count] */
@@ -144,7 +111,7 @@ extern "C" void nvcim_normals(const uint64_t *keys, int64_t n_keys, uint32_t pur
     for (int64_t job = 0; job < n_keys * n_indices * blocks; job++) {
         int64_t row = job / blocks, block = job % blocks;
         int64_t key = row / n_indices, index = first_index[key] + row % n_indices;
-        vf z[4];
+        float z[BLOCK];
         normal_block(keys[key], (uint32_t)block, purpose, (uint64_t)index, z);
         int64_t left = count - block * BLOCK;
         memcpy(out + row * count + block * BLOCK, z, 4 * (size_t)(left < BLOCK ? left : BLOCK));
@@ -158,46 +125,33 @@ extern "C" void nvcim_uniforms(const uint64_t *keys, int64_t n_keys, uint32_t pu
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t job = 0; job < n_keys * blocks; job++) {
         int64_t key = job / blocks, block = job % blocks, left = count - block * BLOCK;
-        vu words[4];
-        vf values[4];
-        philox(keys[key], (uint32_t)(block * LANES), purpose, (uint32_t)index[key], (uint32_t)((uint64_t)index[key] >> 32),
-               words);
-        for (int i = 0; i < 4; i++) values[i] = to_float(words[i] >> 8) * 0x1p-24f;
+        float values[BLOCK];
+        for (int lane = 0; lane < COUNTERS; lane += LANES) {
+            vu words[4];
+            philox(keys[key], (uint32_t)(block * COUNTERS + lane), purpose, (uint32_t)index[key],
+                   (uint32_t)((uint64_t)index[key] >> 32), words);
+            for (int word = 0; word < 4; word++)
+                store(values + word * COUNTERS + lane, to_float(words[word] >> 8) * 0x1p-24f);
+        }
         memcpy(out + key * count + block * BLOCK, values, 4 * (size_t)(left < BLOCK ? left : BLOCK));
     }
 }
 
-/* Inlined where `count` is LANES, the branch and the call of memcpy vanish. */
-static inline __attribute__((always_inline)) vf load(const float *from, int64_t count) {
-    vf r = {};
-    if (count >= LANES)
-        memcpy(&r, from, 4 * LANES);
-    else
-        for (int64_t i = 0; i < count; i++) r[i] = from[i];
-    return r;
-}
+/* A sum over numbers whose order does not depend on the width of vectors: number i goes to place i % 16. */
+struct running_sum {
+    vf part[COUNTERS / LANES];
+    float value() const {
+        float places[COUNTERS], sum = 0;
+        memcpy(places, part, sizeof places);
+        for (int i = 0; i < COUNTERS; i++) sum += places[i];
+        return sum;
+    }
+};
 
-static inline __attribute__((always_inline)) void store(float *to, vf value, int64_t count) {
-    if (count >= LANES)
-        memcpy(to, &value, 4 * LANES);
-    else
-        for (int64_t i = 0; i < count; i++) to[i] = value[i];
-}
-
-/* How many lanes are true. */
-static inline int64_t count(vi truth) {
-#ifdef __AVX512DQ__
-    return __builtin_popcount(_mm512_movepi32_mask((__m512i)truth));
-#else
-    int64_t total = 0;
-    for (int lane = 0; lane < LANES; lane++) total -= truth[lane];
-    return total;
-#endif
-}
-
-/* DAC: round vectors to codes, and sum their squares by row tile.
- * x, driven [vectors, size]; full_scale [vectors]: given, or else set to each vector's largest magnitude; top 0: no DAC.
- * squares [vectors, tiles]. Returns how many inputs were clipped. */
+/* DAC: round vectors to codes, clip them to a given full scale, and sum their squares by row tile.
+ * x, driven [vectors, size]; full_scale [vectors]: given, or else set to each vector's largest magnitude; top 0: nothing
+ * is rounded, and without a full scale driven is left as it is. squares [vectors, tiles]. Returns how many inputs lie
+ * beyond a given full scale. */
 template <bool GIVEN>
 static int64_t drive_one(const float *x, int64_t size, int64_t tile_rows, float top, float *full_scale, float *driven,
                          float *squares) {
@@ -205,8 +159,7 @@ static int64_t drive_one(const float *x, int64_t size, int64_t tile_rows, float 
     if (!GIVEN) {
         vf largest = {};
         for (int64_t i = 0; i < size; i += LANES) {
-            vf v = load(x + i, size - i);
-            v = v < 0.0f ? -v : v;
+            vf v = magnitude(load(x + i, size - i));
             largest = (v > largest) | (v != v) ? v : largest;
         }
         float limit = 0;
@@ -218,24 +171,23 @@ static int64_t drive_one(const float *x, int64_t size, int64_t tile_rows, float 
     step = step < TINY ? TINY : step;
     for (int64_t start = 0, tile = 0; start < size; start += tile_rows, tile++) {
         int64_t rows = size - start < tile_rows ? size - start : tile_rows;
-        vf sum = {};
-        for (int64_t i = 0; i < rows; i += LANES) {
-            vf v = load(x + start + i, rows - i);
-            if (top > 0) {
-                vf code = vrint(v / step);
-                if (GIVEN) {
-                    vf held = vclamp(code, -top, top);
-                    clipped += count((held != code) & (code == code));
-                    code = held;
+        running_sum sum = {};
+        for (int64_t from = 0; from < rows; from += COUNTERS)
+            for (int part = 0; part < COUNTERS / LANES; part++) {
+                int64_t i = from + part * LANES;
+                if (i >= rows) break;
+                vf v = load(x + start + i, rows - i);
+                if (GIVEN) clipped += count_true(magnitude(v) > *full_scale);
+                if (top > 0) {
+                    vf code = round_even(v / step);
+                    v = (GIVEN ? clamp(code, -top, top) : code) * step;
+                } else if (GIVEN) {
+                    v = clamp(v, -*full_scale, *full_scale);
                 }
-                v = code * step;
-                store(driven + start + i, v, rows - i);
+                if (GIVEN || top > 0) store(driven + start + i, v, rows - i);
+                sum.part[part] = sum.part[part] + v * v;
             }
-            sum = sum + v * v;
-        }
-        float total = 0;
-        for (int i = 0; i < LANES; i++) total += sum[i];
-        squares[tile] = total;
+        squares[tile] = sum.value();
     }
     return clipped;
 }
@@ -273,9 +225,7 @@ struct read_args {
 
 enum noise { QUIET, UNIFORM, BY_CELL };
 
-#define INLINE static inline __attribute__((always_inline))
-
-/* What belongs to up to 16 columns. */
+/* What belongs to up to LANES columns. */
 struct periphery {
     vf noise, gain, shift, step;
 };
@@ -291,7 +241,7 @@ template <noise NOISE, bool ADC> INLINE periphery columns_at(const read_args &a,
     return c;
 }
 
-/* Noise, ADC and the sum over row tiles for up to 16 outputs: currents v of columns c, which a vector's tile `row`
+/* Noise, ADC and the sum over row tiles for up to LANES outputs: currents v of columns c, which a vector's tile `row`
  * drives; spread is the sigma of BY_CELL noise, z standard normals. */
 template <noise NOISE, bool ADC>
 INLINE int64_t convert_lanes(const read_args &a, vf v, vf spread, vf z, int64_t row, const periphery &c, float *out,
@@ -303,10 +253,10 @@ INLINE int64_t convert_lanes(const read_args &a, vf v, vf spread, vf z, int64_t 
         float step = a.adc_row[row] < TINY ? TINY : a.adc_row[row];
         vf code = v * c.gain * (1 / step);
         if (a.adc_shift) code = code + c.shift;
-        code = vrint(code);
-        vf held = vclamp(code, -a.top, a.top);
+        code = round_even(code);
+        vf held = clamp(code, -a.top, a.top);
         vi over = (held != code) & (code == code); /* NaN is no saturation */
-        clipped = count(over);
+        clipped = count_true(over);
         v = held * c.step * step;
     }
     v = v * a.alpha;
@@ -318,8 +268,8 @@ INLINE int64_t convert_lanes(const read_args &a, vf v, vf spread, vf z, int64_t 
 template <noise NOISE, bool ADC>
 INLINE int64_t read_lanes(const read_args &a, int64_t row, int64_t columns, const float *z, float *out, bool first,
                           int64_t o, int64_t left) {
-    vf spread = NOISE == BY_CELL ? vsqrt(load(a.variance + row * a.outputs + o, left)) : vf{};
-    vf drawn = NOISE == QUIET ? vf{} : load(z + o, LANES);
+    vf spread = NOISE == BY_CELL ? square_root(load(a.variance + row * a.outputs + o, left)) : vf{};
+    vf drawn = NOISE == QUIET ? vf{} : load(z + o);
     return convert_lanes<NOISE, ADC>(a, load(a.part + row * a.outputs + o, left), spread, drawn, row,
                                      columns_at<NOISE, ADC>(a, columns + o, left), out + o, first, left);
 }
@@ -334,7 +284,7 @@ static int64_t read_one(const read_args &a, int64_t device, int64_t vector, floa
     if (NOISE != QUIET)
         for (int64_t block = 0; block * BLOCK < a.tiles * width; block++)
             normal_block(a.keys[device], (uint32_t)block, a.purpose, (uint64_t)(a.first[device] + vector),
-                         (vf *)(normals + block * BLOCK));
+                         normals + block * BLOCK);
     for (int64_t tile = 0; tile < a.tiles; tile++) {
         int64_t columns = (device * a.tiles + tile) * a.outputs, row = (device * a.tiles + tile) * a.vectors + vector;
         const float *z = normals + tile * width;
@@ -387,39 +337,19 @@ struct program_args {
     int32_t threads;
 };
 
-static inline vf look_up(const float *table, int64_t levels, vf small, vi level) {
-    if (levels <= LANES) return __builtin_shuffle(small, level);
-#ifdef __AVX512F__
-    return (vf)_mm512_i32gather_ps((__m512i)level, table, 4);
-#else
-    vf r;
-    for (int i = 0; i < LANES; i++) r[i] = table[level[i]];
-    return r;
-#endif
-}
-
-typedef int16_t vh __attribute__((vector_size(2 * LANES)));
-
-static inline vi load_integers(const int16_t *from, int64_t count) {
-    vh r = {};
-    if (count >= LANES)
-        memcpy(&r, from, 2 * LANES);
-    else
-        memcpy(&r, from, 2 * (size_t)count);
-    return __builtin_convertvector(r, vi);
-}
-
-static void program_block(const program_args &a, int64_t device, int64_t block, vf conductances, vf sigmas) {
-    int64_t start = block * BLOCK, base = device * a.cells;
+/* The normals of LANES counters, at `lane` of a block's COUNTERS, and the cells that they belong to. */
+static void program_cells(const program_args &a, int64_t device, int64_t block, int64_t lane, const table &conductances,
+                          const table &sigmas) {
+    int64_t start = block * BLOCK + lane, base = device * a.cells;
     const float *scale = a.scale + device * a.outputs;
     vf scales[4], total[4] = {}, squares[4] = {};
     vi codes[4] = {};
     for (int part = 0; part < 4; part++) {
-        int64_t at = start + part * LANES, left = a.cells - at;
+        int64_t at = start + part * COUNTERS, left = a.cells - at;
         if (left <= 0) break;
         int64_t column = at % a.outputs;
         if (column + LANES <= a.outputs)
-            scales[part] = load(scale + column, LANES);
+            scales[part] = load(scale + column);
         else
             for (int i = 0; i < LANES; i++) scales[part][i] = scale[(at + i) % a.outputs];
         codes[part] = load_integers(a.integers + device * a.stride_device + at, left);
@@ -431,17 +361,17 @@ static void program_block(const program_args &a, int64_t device, int64_t block, 
         for (int part = 0; part < 4; part++) {
             vi value = a.sides == 2 ? (codes[part] < 0 ? -codes[part] : codes[part]) : codes[part] + a.offset;
             vi level = (((value << a.spare) >> a.shift[s]) & a.mask[s]) * a.stride[s];
-            g[part] = look_up(a.conductance, a.levels, conductances, level);
-            if (a.noisy) sigma[part] = look_up(a.sigma, a.levels, sigmas, level);
+            g[part] = look_up(conductances, level);
+            if (a.noisy) sigma[part] = look_up(sigmas, level);
         }
         for (int side = 0; side < a.sides; side++) {
             float factor = side ? -a.factor[s] : a.factor[s];
             vf z[4];
             if (a.noisy)
-                normal_block(a.keys[device], (uint32_t)block, a.purpose + (uint32_t)(side * a.slices + s),
-                             (uint64_t)a.write[device], z);
+                normals_of(a.keys[device], (uint32_t)(block * COUNTERS + lane), a.purpose + (uint32_t)(side * a.slices + s),
+                           (uint64_t)a.write[device], z);
             for (int part = 0; part < 4; part++) {
-                vi here = a.sides == 1 ? codes[part] == codes[part] : side ? codes[part] < 0 : codes[part] > 0;
+                vi here = a.sides == 1 ? ~vi{} : side ? codes[part] < 0 : codes[part] > 0;
                 vf reached = here ? g[part] : bare_g;
                 if (a.noisy) reached = reached + (here ? sigma[part] : bare_sigma) * z[part];
                 total[part] = total[part] + reached * factor;
@@ -450,7 +380,7 @@ static void program_block(const program_args &a, int64_t device, int64_t block, 
         }
     }
     for (int part = 0; part < 4; part++) {
-        int64_t at = start + part * LANES, left = a.cells - at;
+        int64_t at = start + part * COUNTERS, left = a.cells - at;
         if (left <= 0) break;
         store(a.total + base + at, total[part] * scales[part], left);
         if (a.squares) store(a.squares + base + at, squares[part] * (scales[part] * scales[part]), left);
@@ -461,10 +391,11 @@ static void program_block(const program_args &a, int64_t device, int64_t block, 
 extern "C" void nvcim_program(const program_args *args) {
     const program_args a = *args;
     int64_t blocks = (a.cells + BLOCK - 1) / BLOCK;
-    vf conductances = load(a.conductance, a.levels), sigmas = load(a.sigma, a.levels);
+    table conductances = table_of(a.conductance, a.levels), sigmas = table_of(a.sigma, a.levels);
 #pragma omp parallel for num_threads(a.threads) schedule(static)
     for (int64_t job = 0; job < a.devices * blocks; job++)
-        program_block(a, job / blocks, job % blocks, conductances, sigmas);
+        for (int64_t lane = 0; lane < COUNTERS; lane += LANES)
+            program_cells(a, job / blocks, job % blocks, lane, conductances, sigmas);
 }
 
 /* Symmetric integers of weights [devices, inputs, outputs]; scale [devices, outputs] is the largest magnitude / top, of
@@ -480,8 +411,8 @@ extern "C" void nvcim_quantize(const float *weight, int64_t devices, int64_t inp
         memset(own, 0, 4 * (size_t)outputs);
         for (int64_t i = start; i < stop; i++)
             for (int64_t o = 0; o < outputs; o += LANES) {
-                vf v = load(weight + (job / parts * inputs + i) * outputs + o, outputs - o), held = load(own + o, outputs - o);
-                v = v < 0.0f ? -v : v;
+                vf v = magnitude(load(weight + (job / parts * inputs + i) * outputs + o, outputs - o));
+                vf held = load(own + o, outputs - o);
                 store(own + o, v > held ? v : held, outputs - o);
             }
     }
@@ -503,9 +434,7 @@ extern "C" void nvcim_quantize(const float *weight, int64_t devices, int64_t inp
             vf unit = load(scale + row / inputs * outputs + o, left);
             vf ratio = load(weight + row * outputs + o, left) / unit;
             ratio = unit > 0.0f ? ratio : splat(0);
-            vi code = __builtin_convertvector(vclamp(vrint(ratio), -top, top), vi);
-            vh narrow = __builtin_convertvector(code, vh);
-            memcpy(integers + row * outputs + o, &narrow, 2 * (size_t)(left < LANES ? left : LANES));
+            store_integers(integers + row * outputs + o, to_integer(clamp(round_even(ratio), -top, top)), left);
         }
 }
 
@@ -522,7 +451,7 @@ extern "C" void nvcim_column_sums(const float *weight, int64_t devices, int64_t 
             vf sum = {};
             for (int64_t i = 0; i < rows; i++) {
                 vf v = load(from + i * outputs + o, outputs - o);
-                sum = sum + (squared ? v * v : v < 0.0f ? -v : v);
+                sum = sum + (squared ? v * v : magnitude(v));
             }
             store(sums + job * outputs + o, sum, outputs - o);
         }
@@ -535,69 +464,41 @@ extern "C" void nvcim_column_sums(const float *weight, int64_t devices, int64_t 
  * noise and ADC follow there and then, so no partial output ever reaches memory. Every output is summed in the order
  * of its inputs, whatever the shape, so a result does not depend on what it is computed together with. */
 
+/* ROWS x 2 sums, two vectors of cells and one input fill the registers; BAND is a multiple of ROWS. */
+#if defined(ISA_AVX512)
 #define ROWS 13
-#define WIDE (2 * LANES)
 #define BAND 260 /* vectors whose packed inputs stay in the second-level cache */
-
-static inline vf multiply_add(vf a, vf b, vf c) {
-#if defined(__AVX512F__)
-    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(ISA_AVX2)
+#define ROWS 6
+#define BAND 258
 #else
-    for (int i = 0; i < LANES; i++) c[i] = fmaf(a[i], b[i], c[i]);
-    return c;
+#define ROWS 8
+#define BAND 256
 #endif
-}
-
-/* r[i][j] <-> r[j][i], by swapping blocks of 1, 2, 4 and 8. */
-INLINE void transpose(vf r[LANES]) {
-#pragma GCC unroll 4
-    for (int d = 1; d < LANES; d *= 2) {
-        vi upper, lower;
-        for (int e = 0; e < LANES; e++) {
-            upper[e] = e & d ? LANES + e - d : e;
-            lower[e] = e & d ? LANES + e : e + d;
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++)
-            if (!(i & d)) {
-                vf first = r[i], second = r[i + d];
-                r[i] = __builtin_shuffle(first, second, upper);
-                r[i + d] = __builtin_shuffle(first, second, lower);
-            }
-    }
-}
+#define WIDE (2 * LANES)
 
 /* x: [vectors][size], stride x_stride -> [tiles][groups of ROWS vectors][rows of a tile][ROWS], padded with 0.
- * Whole vectors of lanes are stored, each over the end of the one before: `packed` holds LANES - ROWS more. */
+ * Whole vectors of lanes are stored, each over the end of the one before: `packed` holds LANES more. */
 static void pack_inputs(const float *x, int64_t x_stride, int64_t vectors, int64_t size, int64_t tile_rows, bool square,
                         float *packed) {
+    static_assert(ROWS <= LANES || ROWS % LANES == 0, "a store over the end must only reach what is stored later");
     for (int64_t start = 0; start < size; start += tile_rows) {
         int64_t rows = size - start < tile_rows ? size - start : tile_rows;
         for (int64_t group = 0; group < vectors; group += ROWS) {
-            for (int64_t k = 0; k < rows; k += LANES) {
-                vf r[LANES] = {};
-                for (int64_t v = 0; v < ROWS && group + v < vectors; v++) {
-                    r[v] = load(x + (group + v) * x_stride + start + k, rows - k);
-                    if (square) r[v] = r[v] * r[v];
+            for (int64_t k = 0; k < rows; k += LANES)
+                for (int64_t first = 0; first < ROWS; first += LANES) {
+                    vf r[LANES] = {};
+                    for (int64_t v = 0; v < LANES && first + v < ROWS && group + first + v < vectors; v++) {
+                        r[v] = load(x + (group + first + v) * x_stride + start + k, rows - k);
+                        if (square) r[v] = r[v] * r[v];
+                    }
+                    transpose(r);
+                    int64_t some = rows - k < LANES ? rows - k : LANES;
+                    for (int64_t i = 0; i < some; i++) store(packed + (k + i) * ROWS + first, r[i]);
                 }
-                transpose(r);
-                int64_t some = rows - k < LANES ? rows - k : LANES;
-                for (int64_t i = 0; i < some; i++) store(packed + (k + i) * ROWS, r[i], LANES);
-            }
             packed += rows * ROWS;
         }
     }
-}
-
-/* bfloat16 is the upper half of a float. */
-INLINE vf load(const uint16_t *from, int64_t count) {
-    typedef uint16_t vb __attribute__((vector_size(2 * LANES)));
-    vb r = {};
-    if (count >= LANES)
-        memcpy(&r, from, 2 * LANES);
-    else
-        for (int64_t i = 0; i < count; i++) r[i] = from[i];
-    return (vf)(__builtin_convertvector(r, vu) << 16);
 }
 
 /* The first `count` columns of some rows of a weight -> [rows][WIDE], padded with 0. */
@@ -606,7 +507,7 @@ static void pack_cells(const CELL *weight, int64_t outputs, int64_t rows, int64_
     for (int64_t k = 0; k < rows; k++)
         for (int64_t o = 0; o < WIDE; o += LANES) {
             vf v = count > o ? load(weight + k * outputs + o, count - o) : vf{};
-            store(packed + k * WIDE + o, v, LANES);
+            store(packed + k * WIDE + o, v);
         }
 }
 
@@ -639,8 +540,8 @@ static void prefetch_cells(const product_args &p, const CELL *weight, int64_t de
 INLINE void product(const float *inputs, const float *cells, int64_t rows, vf sum[ROWS][2]) {
     for (int v = 0; v < ROWS; v++) sum[v][0] = sum[v][1] = vf{};
     for (int64_t k = 0; k < rows; k++) {
-        vf low = load(cells + k * WIDE, LANES), high = load(cells + k * WIDE + LANES, LANES);
-#pragma GCC unroll 13
+        vf low = load(cells + k * WIDE), high = load(cells + k * WIDE + LANES);
+#pragma GCC unroll 16
         for (int v = 0; v < ROWS; v++) {
             vf x = splat(inputs[k * ROWS + v]);
             sum[v][0] = multiply_add(x, low, sum[v][0]);
@@ -662,7 +563,7 @@ static int64_t product_tile(const product_args &p, const read_args &a, int64_t d
     if (NOISE != QUIET)
         for (int64_t v = 0; v < vectors; v++)
             normal_block(a.keys[device], (uint32_t)((tile * padded(a.outputs) + column) / BLOCK), a.purpose,
-                         (uint64_t)(a.first[device] + band + v), (vf *)(w.normals + v * BLOCK));
+                         (uint64_t)(a.first[device] + band + v), w.normals + v * BLOCK);
     for (int64_t half = 0; half < wide; half += WIDE) {
         int64_t at = column + half, count = wide - half < WIDE ? wide - half : WIDE;
         int64_t cell = ((device * p.groups + group) * p.inputs + start) * a.outputs + at;
@@ -677,7 +578,7 @@ static int64_t product_tile(const product_args &p, const read_args &a, int64_t d
             if (NOISE == BY_CELL) {
                 product(w.squares + packed + batch * rows * ROWS, w.spread, rows, sum);
                 for (int v = 0; v < ROWS; v++)
-                    for (int h = 0; h < 2; h++) spread[v][h] = vsqrt(sum[v][h]);
+                    for (int h = 0; h < 2; h++) spread[v][h] = square_root(sum[v][h]);
             }
             product(w.inputs + packed + batch * rows * ROWS, w.cells, rows, sum);
             int64_t some = vectors - batch * ROWS < ROWS ? vectors - batch * ROWS : ROWS;
@@ -685,7 +586,7 @@ static int64_t product_tile(const product_args &p, const read_args &a, int64_t d
                 int64_t vector = batch * ROWS + v, row = (device * a.tiles + tile) * a.vectors + band + vector;
                 for (int h = 0; h < 2 && h * LANES < count; h++) {
                     int64_t o = vector * BLOCK + half + h * LANES;
-                    vf z = NOISE == QUIET ? vf{} : load(w.normals + o, LANES);
+                    vf z = NOISE == QUIET ? vf{} : load(w.normals + o);
                     clipped += convert_lanes<NOISE, ADC>(a, sum[v][h], spread[v][h], z, row, own[h], w.out + o, first,
                                                          count - h * LANES);
                 }
@@ -721,7 +622,7 @@ static int64_t product_band(const product_args &p, int64_t device, int64_t band,
         }
         for (int64_t v = 0; v < vectors; v++)
             for (int64_t o = 0; o < wide; o += LANES)
-                store(out + v * p.read.out_vector + column + o, load(w.out + v * BLOCK + o, LANES), wide - o);
+                store(out + v * p.read.out_vector + column + o, load(w.out + v * BLOCK + o), wide - o);
     }
     return clipped;
 }
@@ -786,8 +687,7 @@ static void gather_patch(const patch_args &a, const float *from, float *to) {
         for (int64_t column = 0; column < columns; column++, to += run) {
             const float *start = from + row * a.stride[4] + column * a.stride[5];
             int64_t i = 0;
-            for (; i + LANES <= run; i += LANES) store(to + i, load(start + i, LANES), LANES);
-            for (; i < run; i++) to[i] = start[i];
+            for (; i < run; i += LANES) store(to + i, load(start + i, run - i), run - i);
         }
 }
 

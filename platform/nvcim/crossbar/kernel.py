@@ -1,9 +1,8 @@
-"""The compiled inner loops: kernel.cpp, built by the machine's C++ compiler on first use and kept in a cache.
+"""The compiled inner loops: kernel.cpp, built with the package for each instruction set (`nvcim.compiled`).
 
-Where there is no compiler (GCC; others lack some of what the source uses) everything runs in plain torch, several times
-slower; that is logged once, and `kernel_status` tells. Draws, writes and quantisation are the same to the bit either
-way; products differ by rounding, because sums run in another order. `NVCIM_KERNEL=plain` in the environment asks for
-plain torch.
+Where there is none everything runs in plain torch, several times slower; that is logged once, and `kernel_status`
+tells. Draws, writes and quantisation are the same to the bit either way; products are the same on every instruction set and
+differ from torch's by rounding, because sums run in another order.
 """
 
 import ctypes
@@ -106,8 +105,7 @@ def kernel_status() -> str:
 
 @lru_cache(maxsize=1)
 def _load() -> Kernel:
-    # -ffp-contract=off: a*b+c rounds twice, as in torch, so that compiled and plain draws agree to the bit.
-    kernel = load_kernel(_SOURCE, "crossbars run in", "plain torch", flags=("-ffp-contract=off",))
+    kernel = load_kernel(_SOURCE, "crossbars run in", "plain torch")
     if kernel.library is not None:
         _declare(kernel.library)
     return kernel

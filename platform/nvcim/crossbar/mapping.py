@@ -11,6 +11,7 @@ lie at the bottom of the lowest slice, so that the top cells use their whole ran
 has uses every k-th level, the largest k that fits.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -132,3 +133,14 @@ def quantize_symmetric(weight: Tensor, weight_bits: int, per_column: bool) -> tu
         *(largest.data_ptr(), scale.data_ptr(), integers.data_ptr(), threads),
     )
     return integers, scale
+
+
+def add_groups(weight: Tensor, alphas: Sequence[float]) -> Tensor:
+    """Groups of cells [devices, groups, in, out] times what each counts, added up: float32 [devices, in, out].
+
+    One by one: a matrix product would add up in an order that depends on how many devices there are.
+    """
+    total = weight[:, 0].float() * alphas[0]
+    for group, alpha in enumerate(alphas[1:], start=1):
+        total = total + weight[:, group].float() * alpha
+    return total

@@ -19,6 +19,7 @@ from nvcim.crossbar import streams
 from nvcim.crossbar.conversion import Converters, Noise, convert, multiply_and_convert
 from nvcim.crossbar.converters import Adc, Driven, bit_planes, drive, joined, top_code
 from nvcim.crossbar.counter_rng import square_root
+from nvcim.crossbar.mapping import add_groups
 from nvcim.crossbar.network import Network
 from nvcim.crossbar.settings import CrossbarConfig
 
@@ -323,14 +324,9 @@ def _ideal_product(x: Tensor, weight: Tensor) -> Tensor:
 
 def _whole(plan: ReadPlan) -> Tensor:
     """Weights of all groups in one: [devices, in, out]."""
-    if plan.weight.shape[1] == 1:
-        whole = plan.weight[:, 0].float()
-        return whole if plan.alphas == (1.0,) else whole * plan.alphas[0]
-    return torch.einsum(
-        "dgio,g->dio",
-        plan.weight.float(),
-        torch.tensor(plan.alphas, dtype=torch.float32, device=plan.weight.device),
-    )
+    if plan.alphas == (1.0,):
+        return plan.weight[:, 0].float()
+    return add_groups(plan.weight, plan.alphas)
 
 
 def _without_pedestal(y: Tensor, driven: Driven, plan: ReadPlan) -> Tensor:

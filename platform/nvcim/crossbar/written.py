@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nvcim.crossbar.collapse import Effective, aged, background, cell_variance, collapse
 from nvcim.crossbar.converters import full_scales, joined
-from nvcim.crossbar.mapping import Mapping
+from nvcim.crossbar.mapping import Mapping, add_groups
 from nvcim.crossbar.network import largest_gain
 from nvcim.crossbar.programming import Writing, write_cells, write_collapsed
 from nvcim.crossbar.remapping import in_array
@@ -53,14 +53,7 @@ class Written:
 
     def combined(self) -> Tensor:
         """The signed weight [devices, in, out] that all groups and the digital side amount to."""
-        if len(self.alphas) == 1:
-            total = self.weight[:, 0].float() * self.alphas[0]
-        else:
-            total = torch.einsum(
-                "dgio,g->dio",
-                self.weight.float(),
-                torch.tensor(self.alphas, dtype=torch.float32, device=self.weight.device),
-            )
+        total = add_groups(self.weight, self.alphas)
         return total if self.pedestal is None else total - self.pedestal
 
     def tensors(self) -> dict[str, Tensor]:

@@ -21,8 +21,6 @@ from nvcim.prompts.frozen_kernel import Decoder, KernelRow, Layer, Matrix, froze
 from nvcim.prompts.frozen_rows import FrozenRows, Gradients, PlainRows, Precision, Row
 from nvcim.prompts.language_model import LanguageModel
 
-PANEL = 32
-"""Columns of a packed matrix that the kernel computes together."""
 KNOWN = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose angles do not depend on the text's length."""
@@ -168,6 +166,9 @@ class FrozenDecoder:
         self._hidden = lm.hidden
         self._embeddings: nn.Module = lm.model.get_input_embeddings()
         self._precision: Precision = precision
+        kernel = frozen_kernel()
+        assert kernel is not None, "a decoder is packed only where there is a kernel"
+        self._panel = int(kernel.nvcim_frozen_panel())
         self._alive: list[Any] = []  # what the kernel's structures point to
         shortcuts = shortcuts or Shortcuts()
         attention = body.layers[0].self_attn
@@ -278,14 +279,15 @@ class FrozenDecoder:
     def _matrix(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
         """Pack weight [inputs, outputs]."""
         inputs, outputs = weight.shape
-        panels = -(-outputs // PANEL)
-        padded = torch.zeros(inputs + inputs % 2, panels * PANEL)
+        panel = self._panel
+        panels = -(-outputs // panel)
+        padded = torch.zeros(inputs + inputs % 2, panels * panel)
         padded[:inputs, :outputs] = weight
         if self._precision == "bfloat16":
-            pairs = padded.view(-1, 2, panels, PANEL)
+            pairs = padded.view(-1, 2, panels, panel)
             packed = pairs.permute(2, 0, 3, 1).to(torch.bfloat16).contiguous()
         else:
-            packed = padded[:inputs].view(inputs, panels, PANEL).transpose(0, 1).contiguous()
+            packed = padded[:inputs].view(inputs, panels, panel).transpose(0, 1).contiguous()
         offset = None if bias is None else bias.detach().float().contiguous()
         self._alive += [packed, offset]
         return Matrix(packed.data_ptr(), None if offset is None else offset.data_ptr(), inputs, outputs)

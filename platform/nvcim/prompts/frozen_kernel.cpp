@@ -1,5 +1,5 @@
 /* Loss of one row (virtual tokens, question, answer) under a frozen decoder of the Llama family, and its gradient with
- * respect to the virtual tokens; compiled once per machine by frozen_kernel.py, which documents the structures.
+ * respect to the virtual tokens; built with the package by setup.py; frozen_kernel.py documents the structures.
  *
  * A row is computed on its own, on one thread, from first to last: its result depends on no other row, and its
  * activations stay in the cache. Nothing is computed that the answer's loss does not need:
@@ -9,52 +9,23 @@
  *   - no gradient of any weight; each matrix is packed once, in the order in which it is read, both ways.
  * Norm weights are folded into the matrix that follows them.
  */
-#include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
+#include "../vectors.h"
 
-#define LANES 16
-#define PANEL 32    /* columns of a packed matrix that are computed together */
-#define DEPTH 1024  /* inputs summed before the result is written */
-#ifdef __AVX512F__
-#define TALL 12     /* rows computed together: TALL x PANEL sums fill the registers */
+/* TALL x PANEL sums fill the registers, with room for a panel's row and one input. */
+#if defined(ISA_AVX512)
+#define TALL 12 /* rows computed together */
+#define ACROSS 2 /* vectors of a panel's row */
+#elif defined(ISA_AVX2)
+#define TALL 6
+#define ACROSS 2
 #else
-#define TALL 3
+#define TALL 6
+#define ACROSS 4
 #endif
-
-typedef float vf __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t vi __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-static inline vf splat(float value) { return value - vf{}; }
-static inline vf load(const float *p) { return *(const vf *)p; }
-static inline void store(float *p, vf v) { *(vf *)p = v; }
-static inline float total(vf v) {
-    float s = 0;
-    for (int i = 0; i < LANES; i++) s += v[i];
-    return s;
-}
-
-/* exp to 2 units in the last place (Cephes' polynomial); NaN stays NaN */
-static inline vf vexp(vf x) {
-    x = x < -87.0f ? splat(-87.0f) : x;
-    x = x > 88.0f ? splat(88.0f) : x;
-    const vf magic = splat(12582912.0f);
-    vf shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
-    vf r = x - n * 0.693359375f - n * -2.12194440e-4f;
-    vf p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * (vf)(((vi)shifted - (vi)magic + 127) << 23);
-}
+#define PANEL (ACROSS * LANES) /* columns of a packed matrix that are computed together */
+#define DEPTH 1024             /* inputs summed before the result is written */
 
 /* Structures shared with frozen_kernel.py --------------------------------------------------------------------- */
 
@@ -98,36 +69,33 @@ struct row {
 template <int M>
 static void tile(int64_t depth, const float *a, int64_t row, int64_t column, const float *b, int64_t stride, float *c,
                  int64_t out, int64_t columns, bool add) {
-    vf s[M][2];
+    vf s[M][ACROSS];
 #pragma GCC unroll 12
-    for (int m = 0; m < M; m++) s[m][0] = s[m][1] = vf{};
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < ACROSS; v++) s[m][v] = vf{};
     for (int64_t k = 0; k < depth; k++) {
-        vf b0 = load(b + k * stride), b1 = load(b + k * stride + LANES);
+        vf wide[ACROSS];
+        for (int v = 0; v < ACROSS; v++) wide[v] = load(b + k * stride + v * LANES);
 #pragma GCC unroll 12
         for (int m = 0; m < M; m++) {
             vf x = splat(a[m * row + k * column]);
-            s[m][0] += x * b0;
-            s[m][1] += x * b1;
+            for (int v = 0; v < ACROSS; v++) s[m][v] = multiply_add(x, wide[v], s[m][v]);
         }
     }
 #pragma GCC unroll 12
-    for (int m = 0; m < M; m++) {
-        float *target = c + m * out;
-        if (columns == PANEL) {
-            store(target, add ? load(target) + s[m][0] : s[m][0]);
-            store(target + LANES, add ? load(target + LANES) + s[m][1] : s[m][1]);
-        } else {
-            float part[PANEL];
-            store(part, s[m][0]);
-            store(part + LANES, s[m][1]);
-            for (int64_t j = 0; j < columns; j++) target[j] = add ? target[j] + part[j] : part[j];
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < ACROSS && v * LANES < columns; v++) {
+            float *target = c + m * out + v * LANES;
+            int64_t left = columns - v * LANES;
+            store(target, add ? load(target, left) + s[m][v] : s[m][v], left);
         }
-    }
 }
 
-#ifdef __AVX512BF16__
+#ifdef ISA_AVX512
+#define HALF __attribute__((target("avx512bf16"))) /* called only where nvcim_frozen_half says 1 */
+
 template <int M>
-static void tile_half(int64_t pairs, const uint16_t *a, int64_t row, const uint16_t *b, float *c, int64_t out,
+HALF static void tile_half(int64_t pairs, const uint16_t *a, int64_t row, const uint16_t *b, float *c, int64_t out,
                       int64_t columns, bool add) {
     __m512 s[M][2];
 #pragma GCC unroll 12
@@ -180,9 +148,9 @@ static void product(int64_t rows, int64_t columns, int64_t depth, const float *a
                   c + i * out + j, out, least(PANEL, columns - j), add);
 }
 
-#ifdef __AVX512BF16__
+#ifdef ISA_AVX512
 /* round to nearest even; NaN stays NaN as long as its upper half says so */
-static void halved(const float *x, int64_t rows, int64_t inputs, int64_t stride, uint16_t *half) {
+HALF static void halved(const float *x, int64_t rows, int64_t inputs, int64_t stride, uint16_t *half) {
     int64_t even = rounded(inputs, 2);
     for (int64_t i = 0; i < rows; i++) {
         int64_t j = 0;
@@ -200,7 +168,7 @@ static void halved(const float *x, int64_t rows, int64_t inputs, int64_t stride,
 /* y[rows, outputs] (+)= x[rows, inputs] w + bias; half: room for x in bfloat16, or NULL for float32 */
 static void linear(const matrix &w, const float *x, int64_t stride, int64_t rows, float *y, int64_t out, bool add,
                    uint16_t *half) {
-#ifdef __AVX512BF16__
+#ifdef ISA_AVX512
     if (half) {
         int64_t even = rounded(w.inputs, 2);
         halved(x, rows, w.inputs, stride, half);
@@ -275,7 +243,7 @@ static void swiglu(const float *gate_up, int64_t rows, int64_t inner, float *y) 
         const float *g = gate_up + i * 2 * inner, *u = g + inner;
         int64_t j = 0;
         for (; j + LANES <= inner; j += LANES)
-            store(y + i * inner + j, load(g + j) * load(u + j) / (1.0f + vexp(-load(g + j))));
+            store(y + i * inner + j, load(g + j) * load(u + j) / (1.0f + exponential(-load(g + j))));
         for (; j < inner; j++) y[i * inner + j] = g[j] * u[j] / (1.0f + expf(-g[j]));
     }
 }
@@ -286,7 +254,7 @@ static void swiglu_back(float *gate_up, const float *dy, int64_t rows, int64_t i
         float *g = gate_up + i * 2 * inner, *u = g + inner;
         int64_t j = 0;
         for (; j + LANES <= inner; j += LANES) {
-            vf gate = load(g + j), open = 1.0f / (1.0f + vexp(-gate)), d = load(dy + i * inner + j);
+            vf gate = load(g + j), open = 1.0f / (1.0f + exponential(-gate)), d = load(dy + i * inner + j);
             vf up = load(u + j);
             store(u + j, d * gate * open);
             store(g + j, d * up * open * (1.0f + gate * (1.0f - open)));
@@ -333,7 +301,7 @@ static void attend(const decoder &d, const attention &a, int64_t head) {
             for (int64_t j = LANES; j < whole; j += LANES) high = load(w + j) > high ? load(w + j) : high;
             float top = high[0];
             for (int l = 1; l < LANES; l++) top = high[l] > top ? high[l] : top;
-            for (int64_t j = 0; j < whole; j += LANES) store(w + j, vexp((load(w + j) - top) * d.scale));
+            for (int64_t j = 0; j < whole; j += LANES) store(w + j, exponential((load(w + j) - top) * d.scale));
             for (int64_t j = end; j < a.wide; j++) w[j] = 0;
             vf s = vf{};
             for (int64_t j = 0; j < whole; j += LANES) s += load(w + j);
@@ -507,7 +475,7 @@ static void solve(const decoder &d, const row &r, room &m) {
         double sum = 0;
         int64_t j = 0;
         for (; j + LANES <= words; j += LANES) {
-            store(z + j, vexp(load(z + j) - top));
+            store(z + j, exponential(load(z + j) - top));
             part += load(z + j);
         }
         for (; j < words; j++) sum += z[j] = expf(z[j] - top);
@@ -605,10 +573,13 @@ int32_t nvcim_frozen_first(const decoder *d, const float *text, int64_t length, 
     return 0;
 }
 
-/* Whether bfloat16 products were compiled in. */
+/* Columns of a panel: matrices are packed to it. */
+int64_t nvcim_frozen_panel(void) { return PANEL; }
+
+/* Whether this processor has products in bfloat16. */
 int32_t nvcim_frozen_half(void) {
-#ifdef __AVX512BF16__
-    return 1;
+#ifdef ISA_AVX512
+    return __builtin_cpu_supports("avx512bf16") != 0;
 #else
     return 0;
 #endif

@@ -1,7 +1,7 @@
-"""frozen_kernel.cpp, built by the machine's C++ compiler on first use and kept in a cache; its structures for ctypes.
+"""frozen_kernel.cpp, built with the package for each instruction set (`nvcim.compiled`); its structures for ctypes.
 
-Where there is no compiler, or with `NVCIM_KERNEL=plain` in the environment, there is no kernel and models run through
-their own forward pass, several times slower; that is logged once, and `frozen_kernel_status` tells.
+Where there is none models run through their own forward pass, several times slower; that is logged once, and
+`frozen_kernel_status` tells.
 """
 
 import ctypes
@@ -90,5 +90,7 @@ def _declare(library: ctypes.CDLL) -> None:
         _POINTER,
     )
     library.nvcim_frozen_first.restype = _INT32
+    library.nvcim_frozen_panel.argtypes = ()
+    library.nvcim_frozen_panel.restype = _INT64
     library.nvcim_frozen_half.argtypes = ()
     library.nvcim_frozen_half.restype = _INT32
