@@ -1,8 +1,8 @@
 """The compiled inner loops: kernel.cpp, built with the package for each instruction set (`nvcim.compiled`).
 
 Where there is none everything runs in plain torch, several times slower; that is logged once, and `kernel_status`
-tells. Draws, writes and quantisation are the same to the bit either way; products are the same on every instruction set and
-differ from torch's by rounding, because sums run in another order.
+tells. Draws, writes and quantisation are the same to the bit either way; products are the same on every instruction set
+and differ from torch's by rounding, because sums run in another order.
 """
 
 import ctypes
