@@ -21,6 +21,7 @@ X86 = {
 INSTRUCTION_SETS = {"x86_64": X86, "AMD64": X86, "aarch64": {"neon": ()}, "arm64": {"neon": ()}}
 FLAGS = (
     "-O3",
+    "-g0",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fopenmp",

@@ -43,7 +43,7 @@ def load_kernel(source: Path, work: str, otherwise: str) -> Kernel:
     """Load what was built from a source, or say why not; a lack that nobody asked for is logged as a warning.
 
     Args:
-        source: a .cpp file whose functions are `extern "C"`; its libraries lie beside it, in installed packages alone.
+        source: a .cpp file whose functions are `extern "C"`; its libraries lie beside it.
         work: what the kernel is for, as the log's words before `otherwise`: "crossbars run in".
         otherwise: what runs, slower, without it: "plain torch".
 

@@ -93,8 +93,8 @@ def kuberay_validator(kind: str) -> jsonschema.Draft202012Validator:
 
 
 def docker_lines(instruction: str) -> list[str]:
-    """Arguments of an instruction of the Dockerfile, with continued lines joined."""
-    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    """Arguments of an instruction of the Dockerfile's last stage, with continued lines joined."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").rpartition("\nFROM ")[2]
     return re.findall(rf"^{instruction}\s+(.+)$", text, flags=re.MULTILINE)
 
 

@@ -534,7 +534,7 @@ static void prefetch_cells(const product_args &p, const CELL *weight, int64_t de
     int64_t start = tile * p.tile_rows, rows = p.inputs - start < p.tile_rows ? p.inputs - start : p.tile_rows;
     const CELL *from = weight + ((device * p.groups + group) * p.inputs + start) * p.read.outputs + column;
     for (int64_t k = 0; k < rows; k++, from += p.read.outputs)
-        for (int64_t o = 0; o < BLOCK; o += LANES) __builtin_prefetch(from + o, 0, 2);
+        for (int64_t o = 0; o < BLOCK; o += 64 / (int64_t)sizeof(CELL)) __builtin_prefetch(from + o, 0, 2); /* a cache line */
 }
 
 INLINE void product(const float *inputs, const float *cells, int64_t rows, vf sum[ROWS][2]) {
