@@ -92,9 +92,10 @@ def kuberay_validator(kind: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(strict(schema))
 
 
-def docker_lines(instruction: str) -> list[str]:
-    """Arguments of an instruction of the Dockerfile's last stage, with continued lines joined."""
-    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").rpartition("\nFROM ")[2]
+def docker_lines(instruction: str, stages: slice = slice(-1, None)) -> list[str]:
+    """Arguments of an instruction in stages of the Dockerfile, the last one unless said; continued lines joined."""
+    whole = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    text = "\n".join(whole.split("\nFROM ")[stages])
     return re.findall(rf"^{instruction}\s+(.+)$", text, flags=re.MULTILINE)
 
 
@@ -249,8 +250,8 @@ def test_ports_agree(manifests: list[Manifest]) -> None:
 
 
 def test_dockerfile_copies_what_exists_and_is_not_ignored() -> None:
-    copied = [source for line in docker_lines("COPY") for source in line.split()[:-1]]
-    assert {"platform", "jobs", "serving", "constraints.txt", "pyproject.toml"} <= set(copied)
+    copied = [source for line in docker_lines("COPY", slice(None)) for source in line.split()[:-1]]
+    assert {"platform", "jobs", "serving", "constraints.txt", "pyproject.toml", "setup.py"} <= set(copied)
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert allowed == set(copied)
     for source in copied:
