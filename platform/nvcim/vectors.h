@@ -144,8 +144,24 @@ INLINE vf round_even(vf x) {
 
 /* NaN stays NaN, as in torch.clamp */
 INLINE vf clamp(vf x, float low, float high) {
-    x = x < low ? splat(low) : x;
-    return x > high ? splat(high) : x;
+#if defined(ISA_AVX512) /* these return their second operand where one is NaN */
+    return (vf)_mm512_min_ps((__m512)splat(high), _mm512_max_ps((__m512)splat(low), (__m512)x));
+#elif defined(ISA_AVX2)
+    return (vf)_mm256_min_ps((__m256)splat(high), _mm256_max_ps((__m256)splat(low), (__m256)x));
+#else /* NaN if either is */
+    return (vf)vminq_f32(vmaxq_f32((float32x4_t)x, vdupq_n_f32(low)), vdupq_n_f32(high));
+#endif
+}
+
+/* where two numbers differ; false where one is NaN */
+INLINE vi differ(vf a, vf b) {
+#if defined(ISA_AVX512)
+    return (vi)_mm512_movm_epi32(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_OQ));
+#elif defined(ISA_AVX2)
+    return (vi)_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NEQ_OQ);
+#else
+    return (a != b) & (a == a) & (b == b);
+#endif
 }
 
 INLINE vf magnitude(vf x) { return (vf)((vi)x & 0x7FFFFFFF); }

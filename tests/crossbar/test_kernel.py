@@ -140,6 +140,17 @@ def test_bfloat16_takes_half_the_memory_and_rounds_by_at_most_half_a_percent() -
     assert bool(difference.any())
 
 
+def test_plain_reads_in_inference_mode_leave_nothing_that_later_ones_trip_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernel, "_load", lambda: Kernel(None, "plain torch (test)"))
+    crossbar = Crossbar.program(normal(300, 700), CrossbarConfig(read_noise=0.05), generator())
+    x = normal(65, 300)  # more than any read before it, so that its memory is taken anew
+    with torch.inference_mode():
+        first = crossbar.matmul(x)
+    assert crossbar.matmul(x).shape == first.shape
+
+
 def test_status_says_how_reads_run(plain) -> None:
     assert kernel.kernel_status() == f"compiled for {str(instruction_set()).upper()}"
     assert plain(kernel.kernel_status) == "plain torch (test)"

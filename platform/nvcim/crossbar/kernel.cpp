@@ -255,8 +255,7 @@ INLINE int64_t convert_lanes(const read_args &a, vf v, vf spread, vf z, int64_t 
         if (a.adc_shift) code = code + c.shift;
         code = round_even(code);
         vf held = clamp(code, -a.top, a.top);
-        vi over = (held != code) & (code == code); /* NaN is no saturation */
-        clipped = count_true(over);
+        clipped = count_true(differ(held, code)); /* NaN is no saturation */
         v = held * c.step * step;
     }
     v = v * a.alpha;
@@ -487,28 +486,33 @@ static void pack_inputs(const float *x, int64_t x_stride, int64_t vectors, int64
         for (int64_t group = 0; group < vectors; group += ROWS) {
             for (int64_t k = 0; k < rows; k += LANES)
                 for (int64_t first = 0; first < ROWS; first += LANES) {
-                    vf r[LANES] = {};
-                    for (int64_t v = 0; v < LANES && first + v < ROWS && group + first + v < vectors; v++) {
-                        r[v] = load(x + (group + first + v) * x_stride + start + k, rows - k);
+                    const float *from = x + (group + first) * x_stride + start + k;
+                    int64_t high = vectors - group - first, wide = rows - k < LANES ? rows - k : LANES;
+                    vf r[LANES];
+#pragma GCC unroll 16
+                    for (int64_t v = 0; v < LANES; v++) {
+                        r[v] = v < ROWS - first && v < high ? load(from + v * x_stride, wide) : vf{};
                         if (square) r[v] = r[v] * r[v];
                     }
                     transpose(r);
-                    int64_t some = rows - k < LANES ? rows - k : LANES;
-                    for (int64_t i = 0; i < some; i++) store(packed + (k + i) * ROWS + first, r[i]);
+#pragma GCC unroll 16
+                    for (int64_t i = 0; i < LANES; i++)
+                        if (i < wide) store(packed + (k + i) * ROWS + first, r[i]);
                 }
             packed += rows * ROWS;
         }
     }
 }
 
-/* The first `count` columns of some rows of a weight -> [rows][WIDE], padded with 0. */
+/* The first `wide` columns of some rows of a weight -> [panels][rows][WIDE], padded with 0. */
 template <typename CELL>
-static void pack_cells(const CELL *weight, int64_t outputs, int64_t rows, int64_t count, float *packed) {
-    for (int64_t k = 0; k < rows; k++)
-        for (int64_t o = 0; o < WIDE; o += LANES) {
-            vf v = count > o ? load(weight + k * outputs + o, count - o) : vf{};
-            store(packed + k * WIDE + o, v);
-        }
+static void pack_cells(const CELL *weight, int64_t outputs, int64_t rows, int64_t wide, float *packed) {
+    for (int64_t k = 0; k < rows; k++, weight += outputs)
+        for (int64_t o = 0; o < wide; o += WIDE)
+            for (int64_t half = 0; half < WIDE; half += LANES) {
+                vf v = wide > o + half ? load(weight + o + half, wide - o - half) : vf{};
+                store(packed + o * rows + k * WIDE + half, v);
+            }
 }
 
 struct product_args {
@@ -524,21 +528,33 @@ struct product_args {
     int32_t half;           /* cells are bfloat16 */
 };
 
-/* Ask for the cells that are packed next: they lie a whole row of the weight apart, where the hardware does not look. */
+/* The cells that are packed next lie a whole row of the weight apart, where the hardware does not look: each product of
+ * the present ones asks for a share of them. */
+template <typename CELL> struct ahead {
+    const CELL *cells; /* NULL: these were the last */
+    int64_t rows, stride;
+
+    __attribute__((always_inline)) void ask(int64_t call, int64_t calls) const {
+        if (cells == NULL) return;
+        for (int64_t k = call * rows / calls; k < (call + 1) * rows / calls; k++)
+            for (int64_t o = 0; o < BLOCK; o += 64 / (int64_t)sizeof(CELL)) /* a cache line */
+                __builtin_prefetch(cells + k * stride + o, 0, 2);
+    }
+};
+
 template <typename CELL>
-static void prefetch_cells(const product_args &p, const CELL *weight, int64_t device, int64_t group, int64_t tile,
-                           int64_t column, int64_t last_column) {
+static ahead<CELL> next_cells(const product_args &p, const CELL *weight, int64_t device, int64_t group, int64_t tile,
+                              int64_t column, int64_t last_column) {
     if (++tile == p.read.tiles) tile = 0, group++;
     if (group == p.groups) group = 0, column += BLOCK;
-    if (column >= last_column) return;
+    if (weight == NULL || column >= last_column) return {NULL, 0, 0};
     int64_t start = tile * p.tile_rows, rows = p.inputs - start < p.tile_rows ? p.inputs - start : p.tile_rows;
-    const CELL *from = weight + ((device * p.groups + group) * p.inputs + start) * p.read.outputs + column;
-    for (int64_t k = 0; k < rows; k++, from += p.read.outputs)
-        for (int64_t o = 0; o < BLOCK; o += 64 / (int64_t)sizeof(CELL)) __builtin_prefetch(from + o, 0, 2); /* a cache line */
+    return {weight + ((device * p.groups + group) * p.inputs + start) * p.read.outputs + column, rows, p.read.outputs};
 }
 
-INLINE void product(const float *inputs, const float *cells, int64_t rows, vf sum[ROWS][2]) {
-    for (int v = 0; v < ROWS; v++) sum[v][0] = sum[v][1] = vf{};
+/* A function of its own: inlined, GCC does not always keep the sums in registers. */
+static __attribute__((noinline)) void product(const float *inputs, const float *cells, int64_t rows, vf out[ROWS][2]) {
+    vf sum[ROWS][2] = {};
     for (int64_t k = 0; k < rows; k++) {
         vf low = load(cells + k * WIDE), high = load(cells + k * WIDE + LANES);
 #pragma GCC unroll 16
@@ -548,6 +564,7 @@ INLINE void product(const float *inputs, const float *cells, int64_t rows, vf su
             sum[v][1] = multiply_add(x, high, sum[v][1]);
         }
     }
+    memcpy(out, sum, sizeof sum);
 }
 
 struct workspace {
@@ -557,35 +574,39 @@ struct workspace {
 /* A tile's cells of one block of columns, for all vectors of a band: products, noise, ADC, added to w.out. */
 template <noise NOISE, bool ADC, typename CELL>
 static int64_t product_tile(const product_args &p, const read_args &a, int64_t device, int64_t group, int64_t tile,
-                            int64_t band, int64_t vectors, int64_t column, int64_t wide, bool first, const workspace &w) {
+                            int64_t band, int64_t vectors, int64_t column, int64_t wide, bool first,
+                            const ahead<CELL> next[2], const workspace &w) {
     int64_t start = tile * p.tile_rows, rows = p.inputs - start < p.tile_rows ? p.inputs - start : p.tile_rows;
     int64_t batches = (vectors + ROWS - 1) / ROWS, packed = start * batches * ROWS, clipped = 0;
+    int64_t cell = ((device * p.groups + group) * p.inputs + start) * a.outputs + column;
+    pack_cells((const CELL *)p.weight + cell, a.outputs, rows, wide, w.cells);
+    if (NOISE == BY_CELL) pack_cells((const CELL *)p.variance + cell, a.outputs, rows, wide, w.spread);
     if (NOISE != QUIET)
         for (int64_t v = 0; v < vectors; v++)
             normal_block(a.keys[device], (uint32_t)((tile * padded(a.outputs) + column) / BLOCK), a.purpose,
                          (uint64_t)(a.first[device] + band + v), w.normals + v * BLOCK);
-    for (int64_t half = 0; half < wide; half += WIDE) {
-        int64_t at = column + half, count = wide - half < WIDE ? wide - half : WIDE;
-        int64_t cell = ((device * p.groups + group) * p.inputs + start) * a.outputs + at;
-        pack_cells((const CELL *)p.weight + cell, a.outputs, rows, count, w.cells);
-        if (NOISE == BY_CELL) pack_cells((const CELL *)p.variance + cell, a.outputs, rows, count, w.spread);
-        int64_t columns = ((device * p.groups + group) * a.tiles + tile) * a.outputs + at;
+    int64_t calls = (wide + WIDE - 1) / WIDE * batches, call = 0;
+    for (int64_t panel = 0; panel < wide; panel += WIDE) {
+        int64_t count = wide - panel < WIDE ? wide - panel : WIDE;
+        int64_t columns = ((device * p.groups + group) * a.tiles + tile) * a.outputs + column + panel;
         periphery own[2] = {};
         for (int h = 0; h < 2 && h * LANES < count; h++)
             own[h] = columns_at<NOISE, ADC>(a, columns + h * LANES, count - h * LANES);
-        for (int64_t batch = 0; batch < batches; batch++) {
+        for (int64_t batch = 0; batch < batches; batch++, call++) {
+            next[0].ask(call, calls);
+            if (NOISE == BY_CELL) next[1].ask(call, calls);
             vf sum[ROWS][2], spread[ROWS][2];
             if (NOISE == BY_CELL) {
-                product(w.squares + packed + batch * rows * ROWS, w.spread, rows, sum);
+                product(w.squares + packed + batch * rows * ROWS, w.spread + panel * rows, rows, sum);
                 for (int v = 0; v < ROWS; v++)
                     for (int h = 0; h < 2; h++) spread[v][h] = square_root(sum[v][h]);
             }
-            product(w.inputs + packed + batch * rows * ROWS, w.cells, rows, sum);
+            product(w.inputs + packed + batch * rows * ROWS, w.cells + panel * rows, rows, sum);
             int64_t some = vectors - batch * ROWS < ROWS ? vectors - batch * ROWS : ROWS;
             for (int64_t v = 0; v < some; v++) {
                 int64_t vector = batch * ROWS + v, row = (device * a.tiles + tile) * a.vectors + band + vector;
                 for (int h = 0; h < 2 && h * LANES < count; h++) {
-                    int64_t o = vector * BLOCK + half + h * LANES;
+                    int64_t o = vector * BLOCK + panel + h * LANES;
                     vf z = NOISE == QUIET ? vf{} : load(w.normals + o);
                     clipped += convert_lanes<NOISE, ADC>(a, sum[v][h], spread[v][h], z, row, own[h], w.out + o, first,
                                                          count - h * LANES);
@@ -614,10 +635,12 @@ static int64_t product_band(const product_args &p, int64_t device, int64_t band,
             own.alpha *= p.alphas[group];
             own.purpose += (uint32_t)group * p.group_purpose;
             for (int64_t tile = 0; tile < own.tiles; tile++) {
-                prefetch_cells(p, (const CELL *)p.weight, device, group, tile, column, last_column);
-                if (NOISE == BY_CELL) prefetch_cells(p, (const CELL *)p.variance, device, group, tile, column, last_column);
+                const ahead<CELL> next[2] = {
+                    next_cells(p, (const CELL *)p.weight, device, group, tile, column, last_column),
+                    next_cells(p, (const CELL *)p.variance, device, group, tile, column, last_column)};
                 bool first = tile == 0 && group == 0 && !own.accumulate;
-                clipped += product_tile<NOISE, ADC, CELL>(p, own, device, group, tile, band, vectors, column, wide, first, w);
+                clipped += product_tile<NOISE, ADC, CELL>(p, own, device, group, tile, band, vectors, column, wide, first, next,
+                                                          w);
             }
         }
         for (int64_t v = 0; v < vectors; v++)
@@ -635,7 +658,7 @@ template <noise NOISE, bool ADC> static int64_t product_all(const product_args p
     int64_t each = (blocks + shares - 1) / shares * BLOCK;
 #pragma omp parallel num_threads(a.threads) reduction(+ : clipped)
     {
-        size_t inputs = (size_t)((p.inputs * BAND + LANES) * 4 + 63) / 64 * 64, cells = (size_t)(p.tile_rows * WIDE * 4);
+        size_t inputs = (size_t)((p.inputs * BAND + LANES) * 4 + 63) / 64 * 64, cells = (size_t)(p.tile_rows * BLOCK * 4);
         workspace w;
         w.inputs = (float *)aligned_alloc(64, inputs);
         w.squares = NOISE == BY_CELL ? (float *)aligned_alloc(64, inputs) : NULL;

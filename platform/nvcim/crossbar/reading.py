@@ -281,7 +281,8 @@ def _memory(shape: tuple[int, ...], slot: int | None, device: torch.device) -> T
     if slot is None or device.type != "cpu" or size > _SCRATCH_ELEMENTS:
         return torch.empty(shape, dtype=torch.float32, device=device)
     if slot not in _SCRATCH.buffers or _SCRATCH.buffers[slot].numel() < size:
-        _SCRATCH.buffers[slot] = torch.empty(size, dtype=torch.float32)
+        with torch.inference_mode(False):  # kept for later reads, which may be outside of it
+            _SCRATCH.buffers[slot] = torch.empty(size, dtype=torch.float32)
     return _SCRATCH.buffers[slot][:size].view(shape)
 
 
