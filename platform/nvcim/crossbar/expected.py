@@ -25,13 +25,12 @@ import torch
 from torch import Tensor
 
 from nvcim.crossbar.calibration import calibrated_ranges
-from nvcim.crossbar.collapse import background
+from nvcim.crossbar.collapse import background, noise_variance
 from nvcim.crossbar.converters import bit_planes, drive, full_scales, top_code
 from nvcim.crossbar.mapping import Mapping
 from nvcim.crossbar.programming import level_tables
 from nvcim.crossbar.reading import ReadPlan
 from nvcim.crossbar.settings import CrossbarConfig
-from nvcim.devices.reading import read_variance
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -170,11 +169,8 @@ def dac(nominal: Nominal) -> float:
 
 def read_noise(nominal: Nominal) -> float:
     """Of one read, right after the write."""
-    condition = nominal.config.read_condition()
-    assert condition is not None
     conductance = nominal.conductance.float()
-    variance = read_variance(conductance, nominal.config.cell(), condition, conductance)
-    return _summed(nominal, variance.double())
+    return _summed(nominal, noise_variance(conductance, conductance, nominal.config).double())
 
 
 def adc(nominal: Nominal, calibration: Tensor) -> float:

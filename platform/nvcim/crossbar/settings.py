@@ -157,7 +157,8 @@ class CrossbarConfig(Settings):
     )
     read: ReadCondition | None = Field(
         default=None,
-        description="thermal, shot and 1/f noise of the device; null: only the two settings above",
+        description="thermal, shot and 1/f noise of the device, aged by its `elapsed_s` and by `Crossbar.age` together; "
+        "null: only the two settings above",
     )
     read_mode: Literal["output", "cell"] = Field(
         default="output",
@@ -197,10 +198,20 @@ class CrossbarConfig(Settings):
         }
 
     def read_condition(self) -> ReadCondition | None:
-        """All read noise as one condition, at the cells' temperature where that is set; None without any."""
+        """All read noise as one condition, at the cells' temperature where that is set; None without any.
+
+        Raises:
+            ConfigError: `read.elapsed_s` for a device whose noise no source says to grow with time.
+            DeviceError: as `cell`.
+        """
         if not self.noisy:
             return None
         base = self.read or ReadCondition()
+        if base.elapsed_s and self.cell().read_noise is None:
+            raise ConfigError(
+                f"read.elapsed_s: device {self.device} has no read_noise in the catalogue, so its noise does not grow "
+                f"with time; allowed: 0 (given: {base.elapsed_s:g})"
+            )
         own: dict[str, object] = {"relative": self.read_noise, "full_range": self.read_noise_floor}
         if self.temperature_k is not None:
             own["temperature_k"] = self.temperature_k
