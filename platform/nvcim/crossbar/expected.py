@@ -31,6 +31,7 @@ from nvcim.crossbar.mapping import Mapping
 from nvcim.crossbar.programming import level_tables
 from nvcim.crossbar.reading import ReadPlan
 from nvcim.crossbar.settings import CrossbarConfig
+from nvcim.crossbar.units import own_units
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -90,7 +91,7 @@ class Nominal:
 
     def cycles(self) -> Iterator[_Cycle]:
         """The inputs as they are driven: at once, or bit by bit."""
-        driven = drive(self.x[None], self.config)
+        driven = drive(self.x[None], self.config).whole()
         if self.config.input_coding == "analog" or self.config.dac_bits is None:
             yield _Cycle(driven.x[0], torch.ones_like(driven.full_scale[0]))
             return
@@ -161,7 +162,8 @@ def array_spread(nominal: Nominal) -> float:
 def dac(nominal: Nominal) -> float:
     """Of rounding the inputs; zeros are driven exactly."""
     assert nominal.config.dac_bits is not None
-    step = drive(nominal.x[None], nominal.config).full_scale[0].double() / top_code(nominal.config.dac_bits)
+    full_scale = drive(nominal.x[None], nominal.config).whole().full_scale[0]
+    step = full_scale.double() / top_code(nominal.config.dac_bits)
     rounded = ((nominal.x != 0) * step.square()).sum(dim=0)
     weights = nominal.integers.double() * nominal.scale.double()
     return float(rounded @ weights.square().sum(dim=1) / 12)
@@ -183,12 +185,15 @@ def adc(nominal: Nominal, calibration: Tensor) -> float:
     config = nominal.config
     assert config.adc_bits is not None
     weights, alphas = _groups(nominal)
+    unit = own_units(weights.abs().amax().reshape(1))
+    weights = weights if unit is None else weights / unit
     if config.adc_scaling == "calibrated":
         plan = ReadPlan(weights, None, None, None, alphas, None)
         reach = calibrated_ranges(calibration[None], plan, config)
     else:
         reach = full_scales(weights, config)
     cols = (reach[0] * (config.adc_range / top_code(config.adc_bits))).double()  # [groups, row tiles, out]
+    cols = cols if unit is None else cols * unit
     worth = cols.new_tensor(alphas).square()[:, None, None]
     per_tile = (cols.square() * worth).sum(dim=(0, 2))
     return sum(float((rows.double().square() @ per_tile).sum()) for rows in _adc_rows(nominal)) / 12
@@ -197,7 +202,7 @@ def adc(nominal: Nominal, calibration: Tensor) -> float:
 def _adc_rows(nominal: Nominal) -> Iterator[Tensor]:
     """What each cycle's vectors scale the ADCs' steps by, in units of the output: [vectors, row tiles]."""
     config, x = nominal.config, nominal.x
-    whole = drive(x[None], config).full_scale[0]
+    whole = drive(x[None], config).whole().full_scale[0]
     for one in nominal.cycles():
         tiles = torch.split(one.inputs, config.rows, dim=1)
         if config.adc_scaling == "norm":

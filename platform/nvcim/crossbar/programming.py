@@ -48,6 +48,10 @@ class Writing(NamedTuple):
             return None
         return Places(self.row_places, self.column_places)
 
+    def in_units(self, unit: Tensor | None) -> "Writing":
+        """The same weights in units of `unit` [devices, 1, 1]; None: 1."""
+        return self if unit is None else self._replace(scale=self.scale / unit)
+
     def some(self, devices: slice) -> "Writing":
         """The same for some of the devices."""
         return self._replace(**{name: value[devices] for name, value in self.tensors().items()})

@@ -157,7 +157,7 @@ class CrossbarConfig(Settings):
     )
     read: ReadCondition | None = Field(
         default=None,
-        description="thermal, shot and 1/f noise of the device, aged by its `elapsed_s` and by `Crossbar.age` together; "
+        description="thermal, shot and 1/f noise of the device, aged by its `elapsed_s` and by `Crossbar.age`; "
         "null: only the two settings above",
     )
     read_mode: Literal["output", "cell"] = Field(

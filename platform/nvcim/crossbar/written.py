@@ -16,6 +16,7 @@ from nvcim.crossbar.network import largest_gain
 from nvcim.crossbar.programming import Writing, write_cells, write_collapsed
 from nvcim.crossbar.remapping import in_array
 from nvcim.crossbar.settings import CrossbarConfig
+from nvcim.crossbar.units import joined_units, own_units
 
 # Cells made at once where they are made one by one: bounds memory for many devices.
 _CELLS_AT_ONCE = 2**24
@@ -27,13 +28,14 @@ class Written:
 
     Attributes:
         weight: [devices, groups, in, out].
-        variance: like weight: of a read of each cell; None if none depends on the cell.
+        variance: like weight: of a read of each cell, in units of unit^2; None if none depends on the cell.
         uniform: [devices, groups, 1, out], sigma of a read of an input of norm 1 if levels do not matter; or None.
         pedestal: [devices, 1, out], what the digital side subtracts per unit of the inputs' sum; or None.
         reach: [devices, groups, row tiles, out], full scales of the ADCs; None if they are ideal or calibrated.
         alphas: what a group's output counts in the sum.
         wear: int32, pulses that each cell has had, by place in the array; broadcasts to [devices, planes, in, out].
         writing: what was written; None for a stack.
+        unit: [devices, 1, 1], a power of two per array of extreme weights, whose squares float32 cannot hold; None: 1.
     """
 
     weight: Tensor
@@ -44,6 +46,7 @@ class Written:
     alphas: tuple[float, ...]
     wear: Tensor
     writing: Writing | None
+    unit: Tensor | None = None
 
     @property
     def layout(self) -> str:
@@ -56,6 +59,19 @@ class Written:
         total = add_groups(self.weight, self.alphas)
         return total if self.pedestal is None else total - self.pedestal
 
+    def for_reads(self) -> "Written":
+        """The same arrays in units of `unit` if reads need that, because their noise squares the weights."""
+        if self.unit is None or self.variance is None:
+            return replace(self, unit=None)
+        unit = self.unit
+        return replace(
+            self,
+            weight=(self.weight / unit[:, None]).to(self.weight.dtype),
+            pedestal=None if self.pedestal is None else self.pedestal / unit,
+            reach=None if self.reach is None else self.reach / unit[:, None],
+            writing=None if self.writing is None else self.writing.in_units(unit),
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, without those of `writing`."""
         own = {name: getattr(self, name) for name in (*_TENSORS, "wear")}
@@ -65,7 +81,8 @@ class Written:
         """Move all tensors."""
         moved: dict[str, Any] = {name: value.to(device) for name, value in self.tensors().items()}
         writing = None if self.writing is None else self.writing.to(device)
-        return replace(self, **moved, writing=writing)
+        unit = None if self.unit is None else self.unit.to(device)
+        return replace(self, **moved, writing=writing, unit=unit)
 
     @staticmethod
     def names(config: CrossbarConfig) -> set[str]:
@@ -84,16 +101,18 @@ class Written:
     @staticmethod
     def from_tensors(state: AbstractMapping[str, Tensor], config: CrossbarConfig) -> "Written":
         """Arrays from what `tensors` and `Writing.tensors` gave."""
-        own = {name: state.get(name) for name in _TENSORS[1:]}
+        own: dict[str, Any] = {name: state.get(name) for name in _TENSORS[1:]}
         writing = Writing.from_tensors(state)
-        return Written(state["weight"], **own, alphas=_alphas(config), wear=state["wear"], writing=writing)
+        own |= {"alphas": _alphas(config), "wear": state["wear"], "unit": _unit(writing, config)}
+        return Written(state["weight"], **own, writing=writing)
 
     @staticmethod
     def stack(members: Sequence["Written"]) -> "Written":
         """Put the devices of several arrays one after the other."""
         own: dict[str, Any] = {name: joined([getattr(one, name) for one in members]) for name in _TENSORS}
         wear = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
-        return Written(**own, alphas=members[0].alphas, wear=wear, writing=None)
+        unit = joined_units([(one.unit, one.weight) for one in members])
+        return Written(**own, alphas=members[0].alphas, wear=wear, writing=None, unit=unit)
 
 
 _TENSORS = ("weight", "variance", "uniform", "pedestal", "reach")
@@ -105,15 +124,19 @@ def write_arrays(writing: Writing, config: CrossbarConfig, elapsed_s: float = 0.
     Raises:
         ConfigError, DeviceError: settings that the device cannot serve.
     """
-    mapping = config.mapping()
+    mapping, unit = config.mapping(), _unit(writing, config)
+    inner = writing.in_units(unit)
     if _only_write_noise(writing, config, elapsed_s):
-        effective, pulses = _in_one_pass(writing, config, mapping), None
+        effective, pulses = _in_one_pass(inner, config, mapping), None
     else:
-        effective, pulses = _cell_by_cell(writing, config, mapping, elapsed_s)
+        effective, pulses = _cell_by_cell(inner, config, mapping, elapsed_s)
     wear = torch.ones(1, 1, 1, 1) if pulses is None else pulses
     reach = None
     if config.adc_bits is not None and config.adc_scaling != "calibrated":
         reach = full_scales(effective.weight, config) * largest_gain(config)
+    if unit is not None:
+        effective = effective._replace(weight=effective.weight * unit[:, None])
+        reach = None if reach is None else reach * unit[:, None]
     kept = torch.bfloat16 if config.storage == "bfloat16" else torch.float32
     return Written(
         weight=effective.weight.to(kept),
@@ -124,6 +147,7 @@ def write_arrays(writing: Writing, config: CrossbarConfig, elapsed_s: float = 0.
         alphas=_alphas(config),
         wear=wear.to(torch.int32),
         writing=writing,
+        unit=unit,
     )
 
 
@@ -131,6 +155,11 @@ def read_noise_is_uniform(config: CrossbarConfig) -> bool:
     """Whether the read noise, if any, is the same for every cell, whatever its level."""
     alike = config.wires is None and not config.array_spread()
     return config.read_noise == 0 and config.read is None and alike
+
+
+def _unit(writing: Writing, config: CrossbarConfig) -> Tensor | None:
+    """See `Written.unit`: from the largest weight of each array."""
+    return own_units(writing.scale.amax(dim=2, keepdim=True) * config.mapping().top)
 
 
 def _alphas(config: CrossbarConfig) -> tuple[float, ...]:
