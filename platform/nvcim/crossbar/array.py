@@ -333,7 +333,9 @@ class Crossbar:
         expected = (
             Written.names(config) | Writing.names(config) | {"read_keys", "reads", "clock_s", "devices"}
         )
-        optional = {"reach"} if config.adc_scaling == "calibrated" and config.adc_bits is not None else set()
+        optional = {"base"}  # states of one-sided arrays in bfloat16 once held it within their weights
+        if config.adc_scaling == "calibrated" and config.adc_bits is not None:
+            optional.add("reach")
         if set(state) - optional != expected - optional:
             found = ", ".join(sorted(state)) or "nothing"
             raise ConfigError(f"crossbar state has {found}; expected {', '.join(sorted(expected))}")
@@ -387,6 +389,7 @@ class Crossbar:
             *(written.weight, written.variance, written.uniform, adc, written.alphas, written.pedestal),
             network=network,
             unit=written.unit,
+            base=written.base,
         )
 
     def _vectors(self, x: Tensor) -> Tensor:

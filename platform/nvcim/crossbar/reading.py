@@ -37,7 +37,8 @@ class ReadPlan:
     weight: [devices, groups, in, out]. variance: like weight, or None. uniform: [devices, groups, 1, out], read
     noise of an input of norm 1 where it is the same at every level, or None. alphas: what each group counts. pedestal:
     [devices, 1, out], what the digital side subtracts per unit of the inputs' sum, or None. network: what
-    is solved in place of inputs @ weight, or None. unit: [devices, 1, 1], what weights are in units of; None: 1.
+    is solved in place of inputs @ weight, or None. unit: [devices, 1, 1], what weights are in units of; None: 1. base:
+    [devices, groups, 1, out], what the cells of a column hold besides `weight`; None: nothing.
     """
 
     weight: Tensor
@@ -48,6 +49,12 @@ class ReadPlan:
     pedestal: Tensor | None
     network: Network | None = None
     unit: Tensor | None = None
+    base: Tensor | None = None
+
+    def cells(self, devices: slice = slice(None)) -> Tensor:
+        """What the bit lines see of some devices: [devices, groups, in, out], float32 or bfloat16."""
+        weight = self.weight[devices]
+        return weight if self.base is None else weight.float() + self.base[devices]
 
     @property
     def noisy(self) -> bool:
@@ -56,7 +63,7 @@ class ReadPlan:
 
     def to(self, device: torch.device | str) -> "ReadPlan":
         """Move all tensors."""
-        names = ("weight", "variance", "uniform", "pedestal", "unit")
+        names = ("weight", "variance", "uniform", "pedestal", "unit", "base")
         own = {name: getattr(self, name) for name in names}
         moved: dict[str, Any] = {
             name: None if value is None else value.to(device) for name, value in own.items()
@@ -68,7 +75,7 @@ class ReadPlan:
     @staticmethod
     def stack(plans: Sequence["ReadPlan"]) -> "ReadPlan":
         """Put the devices of several plans one after the other."""
-        names = ("weight", "variance", "uniform", "pedestal")
+        names = ("weight", "variance", "uniform", "pedestal", "base")
         adcs = [plan.adc for plan in plans if plan.adc is not None]
         own: dict[str, Any] = {name: joined([getattr(plan, name) for plan in plans]) for name in names}
         networks = [plan.network for plan in plans if plan.network is not None]
@@ -176,6 +183,8 @@ def _chunks(plan: ReadPlan, vectors: int, rows: int) -> Iterator[tuple[slice, sl
     per_vector = -(-inputs // rows) * columns
     tall = max(1, min(max(_LEAST_VECTORS, _PART_ELEMENTS // per_vector), vectors))
     many = max(1, _PART_ELEMENTS // (per_vector * tall))
+    if plan.base is not None:  # then weights are made anew for each chunk
+        many = min(many, max(1, _PART_ELEMENTS // plan.weight[0].numel()))
     for device in range(0, devices, many):
         for vector in range(0, vectors, tall):
             yield slice(device, min(device + many, devices)), slice(vector, min(vector + tall, vectors))
@@ -193,8 +202,8 @@ def _read(
 ) -> int:
     """Read some vectors on some devices into y; returns how many outputs were clipped."""
     own = slice(None) if one.inputs.shape[0] == 1 else devices
-    inputs, weight, target = one.inputs[own, vectors], plan.weight[devices], y[devices, vectors]
-    variance = None if plan.variance is None else plan.variance[devices]
+    inputs, weight, target = one.inputs[own, vectors], plan.cells(devices), y[devices, vectors]
+    variance = None if plan.variance is None else plan.variance[devices].to(weight.dtype)
     noise = Noise(keys[devices], first[devices] + vectors.start, streams.READ + one.cycle)
     converters = _converters(one, own, devices, vectors, plan, config)
     if plan.network is None:
@@ -249,13 +258,13 @@ def tile_currents(x: Tensor, plan: ReadPlan, config: CrossbarConfig) -> Iterator
 
     Input cycles of a bit-serial array come as more vectors. Without noise; for calibration.
     """
-    passes = list(_passes(drive(x, config), config))
+    passes, cells = list(_passes(drive(x, config), config)), plan.cells()
     for group in range(plan.weight.shape[1]):
         parts = []
         for one in passes:
             row = one.rows.transpose(1, 2)[..., None].clamp(min=_TINY)
             if plan.network is None:
-                part = tile_products(one.inputs, plan.weight[:, group], config.rows)
+                part = tile_products(one.inputs, cells[:, group], config.rows)
             else:
                 part = plan.network.products(one.inputs, one.full_scale, slice(None), group)
             parts.append(part / row)
@@ -320,9 +329,8 @@ def _ideal_product(x: Tensor, weight: Tensor) -> Tensor:
 
 def _whole(plan: ReadPlan) -> Tensor:
     """Weights of all groups in one: [devices, in, out]."""
-    if plan.alphas == (1.0,):
-        return plan.weight[:, 0].float()
-    return add_groups(plan.weight, plan.alphas)
+    cells = plan.cells()
+    return cells[:, 0].float() if plan.alphas == (1.0,) else add_groups(cells, plan.alphas)
 
 
 def _output(y: Tensor, driven: Driven, plan: ReadPlan) -> Tensor:

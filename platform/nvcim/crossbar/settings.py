@@ -120,7 +120,8 @@ class CrossbarConfig(Settings):
 
     storage: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="how reads keep the weights in memory; bfloat16 takes half, and rounds each by at most 0.4 %",
+        description="how reads keep the weights in memory; bfloat16 takes half, and rounds each by at most 0.4 % (each "
+        "slice by at most 0.4 % of half its range with scheme offset and accumulate digital)",
     )
 
     # converters

@@ -27,10 +27,12 @@ class Written:
     """Arrays as reads see them; devices flattened, groups as in `collapse.Effective`.
 
     Attributes:
-        weight: [devices, groups, in, out].
+        weight: [devices, groups, in, out]; in bfloat16 without `base`.
         variance: like weight: of a read of each cell, in units of unit^2; None if none depends on the cell.
         uniform: [devices, groups, 1, out], sigma of a read of an input of norm 1 if levels do not matter; or None.
         pedestal: [devices, 1, out], what the digital side subtracts per unit of the inputs' sum; or None.
+        base: [devices, groups, 1, out], what every cell of a column holds alike, kept apart so that bfloat16 does not
+            round it; None: nothing.
         reach: [devices, groups, row tiles, out], full scales of the ADCs; None if they are ideal or calibrated.
         alphas: what a group's output counts in the sum.
         wear: int32, pulses that each cell has had, by place in the array; broadcasts to [devices, planes, in, out].
@@ -47,6 +49,7 @@ class Written:
     wear: Tensor
     writing: Writing | None
     unit: Tensor | None = None
+    base: Tensor | None = None
 
     @property
     def layout(self) -> str:
@@ -56,7 +59,8 @@ class Written:
 
     def combined(self) -> Tensor:
         """The signed weight [devices, in, out] that all groups and the digital side amount to."""
-        total = add_groups(self.weight, self.alphas)
+        cells = self.weight if self.base is None else self.weight.float() + self.base
+        total = add_groups(cells, self.alphas)
         return total if self.pedestal is None else total - self.pedestal
 
     def for_reads(self) -> "Written":
@@ -68,6 +72,7 @@ class Written:
             self,
             weight=(self.weight / unit[:, None]).to(self.weight.dtype),
             pedestal=None if self.pedestal is None else self.pedestal / unit,
+            base=None if self.base is None else self.base / unit[:, None],
             reach=None if self.reach is None else self.reach / unit[:, None],
             writing=None if self.writing is None else self.writing.in_units(unit),
         )
@@ -95,6 +100,7 @@ class Written:
             "uniform": config.noisy and read_noise_is_uniform(config),
             "pedestal": len(mapping.signs) == 1,
             "reach": config.adc_bits is not None,
+            "base": len(mapping.signs) == 1 and config.storage == "bfloat16",
         }
         return {name for name, there in present.items() if there}
 
@@ -115,7 +121,7 @@ class Written:
         return Written(**own, alphas=members[0].alphas, wear=wear, writing=None, unit=unit)
 
 
-_TENSORS = ("weight", "variance", "uniform", "pedestal", "reach")
+_TENSORS = ("weight", "variance", "uniform", "pedestal", "reach", "base")
 
 
 def write_arrays(writing: Writing, config: CrossbarConfig, elapsed_s: float = 0.0) -> Written:
@@ -138,8 +144,9 @@ def write_arrays(writing: Writing, config: CrossbarConfig, elapsed_s: float = 0.
         effective = effective._replace(weight=effective.weight * unit[:, None])
         reach = None if reach is None else reach * unit[:, None]
     kept = torch.bfloat16 if config.storage == "bfloat16" else torch.float32
+    base = _base(writing, config, mapping) if "base" in Written.names(config) else None
     return Written(
-        weight=effective.weight.to(kept),
+        weight=(effective.weight if base is None else effective.weight - base).to(kept),
         variance=None if effective.variance is None else effective.variance.to(kept),
         uniform=_uniform(writing, config, mapping) if effective.variance is None else None,
         pedestal=_pedestal(writing, config, mapping),
@@ -148,6 +155,7 @@ def write_arrays(writing: Writing, config: CrossbarConfig, elapsed_s: float = 0.
         wear=wear.to(torch.int32),
         writing=writing,
         unit=unit,
+        base=base,
     )
 
 
@@ -221,5 +229,17 @@ def _uniform(writing: Writing, config: CrossbarConfig, mapping: Mapping) -> Tens
 def _pedestal(writing: Writing, config: CrossbarConfig, mapping: Mapping) -> Tensor | None:
     if len(mapping.signs) == 2:
         return None
-    leak = background(config.cell()) * sum(piece.factor for piece in mapping.slices)
-    return writing.scale * (mapping.offset + leak)
+    return writing.scale * _zero(config, mapping)
+
+
+def _zero(config: CrossbarConfig, mapping: Mapping) -> float:
+    """What weight 0 adds to the current of a one-sided array, in integers."""
+    return mapping.offset + background(config.cell()) * sum(piece.factor for piece in mapping.slices)
+
+
+def _base(writing: Writing, config: CrossbarConfig, mapping: Mapping) -> Tensor:
+    """What weight 0 amounts to; for a slice with ADCs of its own, a cell at half its range where weights have signs."""
+    if config.accumulate == "analog":
+        return (writing.scale * _zero(config, mapping))[:, None]
+    middle = background(config.cell()) + (0.5 if mapping.offset else 0.0)
+    return (writing.scale * middle)[:, None].repeat(1, len(mapping.slices), 1, 1)
