@@ -145,7 +145,7 @@ def _verify(
     pulses: Tensor,
     config: CrossbarConfig,
 ) -> None:
-    """Write cells anew, in place, until each lies within the tolerance or has had its pulses."""
+    """Write cells anew, in place, until each lies within the tolerance; after all its pulses, the nearest one stays."""
     assert writing.verified is not None
     tolerance = config.programming.tolerance / (config.cell().levels - 1)
     reached, counts = conductance.reshape(-1).clone(), pulses.reshape(-1).clone()
@@ -155,7 +155,8 @@ def _verify(
         if not len(missed):
             break
         again = goal + width * _pulse(writing, plane, pulse).flatten()[missed]
-        reached[missed] = again
+        before = reached[missed]
+        reached[missed] = torch.where((again - goal).abs() < (before - goal).abs(), again, before)
         counts[missed] += 1
         still = (again - goal).abs() > tolerance
         missed, goal, width = missed[still], goal[still], width[still]

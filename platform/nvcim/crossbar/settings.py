@@ -31,8 +31,9 @@ class Programming(Settings):
     """How cells are written.
 
     `open_loop` pulses once. `write_verify` reads each cell back and writes it anew until it lies within `tolerance` of
-    its level, at most `max_pulses` times. `selective` does so for the `share` of the weights that matter most (SWIM,
-    Yan et al., DAC 2022: by importance, else by magnitude) and writes the others open-loop.
+    its level, at most `max_pulses` times; of a cell that never does, the pulse that came nearest stays. `selective`
+    does so for the `share` of the weights that matter most (SWIM, Yan et al., DAC 2022: by importance, else by
+    magnitude) and writes the others open-loop.
     """
 
     method: Literal["open_loop", "write_verify", "selective"] = "open_loop"
