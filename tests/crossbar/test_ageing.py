@@ -181,3 +181,43 @@ def test_time_runs_forward_only(seconds: float) -> None:
     crossbar = Crossbar.program(normal(4, 3), CrossbarConfig(), generator())
     with pytest.raises(ConfigError, match="age by 0 seconds or more"):
         crossbar.age(seconds)
+
+
+# ln((1e8 + 20 + 2.5e-7) / 5e-7) / ln((20 + 2.5e-7) / 5e-7) = 32.9294 / 17.5044, Joshi et al.'s law at t_0 = 20 s
+GROWTH_BY_1E8_S = 1.88121
+
+
+def test_reads_that_begin_late_have_the_noise_of_their_age() -> None:
+    weight = torch.ones(3, 3)
+    early, late = (
+        Crossbar.program(weight, pcm(sigma=0.0, read=read), generator()).state_dict()["variance"]
+        for read in ({}, {"elapsed_s": 1e8})
+    )
+    assert (late / early).flatten().tolist() == pytest.approx([GROWTH_BY_1E8_S] * 9, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["output", "cell"])
+def test_reads_that_begin_late_scatter_by_as_much_more(mode: str) -> None:
+    spread = []
+    for read in ({}, {"elapsed_s": 1e8}):
+        config = pcm(sigma=0.0, read=read, read_mode=mode)
+        crossbar = Crossbar.program(torch.ones(4, 500), config, generator())
+        y = crossbar.matmul(torch.ones(20, 4))
+        spread.append(float(y.double().var()))
+    # 10,000 numbers each: the ratio scatters by 2 %, six of which are rarer than 1e-8
+    assert spread[1] / spread[0] == pytest.approx(GROWTH_BY_1E8_S, rel=0.12)
+
+
+def test_age_adds_to_the_age_of_the_noise() -> None:
+    crossbar = Crossbar.program(torch.ones(3, 3), pcm(sigma=0.0, read={"elapsed_s": 6e7}), generator())
+    crossbar.age(4e7)
+    share = crossbar.state_dict()["variance"][0, 0] / crossbar.read_weight().square()
+    fresh = Crossbar.program(torch.ones(3, 3), pcm(sigma=0.0, read={}), generator())
+    start = fresh.state_dict()["variance"][0, 0] / fresh.read_weight().square()
+    assert (share / start).flatten().tolist() == pytest.approx([GROWTH_BY_1E8_S] * 9, rel=1e-4)
+
+
+def test_an_age_of_the_noise_is_refused_where_no_source_says_that_it_grows() -> None:
+    config = CrossbarConfig.model_validate({"device": "RRAM_Wan2022", "read": {"elapsed_s": 1e8}})
+    with pytest.raises(ConfigError, match=r"read.elapsed_s: device RRAM_Wan2022 has no read_noise"):
+        Crossbar.program(torch.ones(3, 3), config, generator())

@@ -98,6 +98,15 @@ def test_saturated_outputs_are_counted_one_by_one() -> None:
     assert crossbar.counts.adc_reads == 8
 
 
+def test_an_ideal_dac_holds_inputs_at_a_fixed_full_scale_and_counts_them() -> None:
+    crossbar = Crossbar.program(
+        torch.tensor([[3.0], [1.0]]), ideal(dac_full_scale=0.7, adc_bits=None), generator()
+    )
+    y = crossbar.matmul(torch.tensor([[0.7, 0.34], [0.701, -5.0], [-0.7, float("inf")]]))
+    assert torch.allclose(y, torch.tensor([[2.1 + 0.34], [2.1 - 0.7], [-2.1 + 0.7]]), atol=1e-6)
+    assert crossbar.counts.dac_clipped == 3  # 0.701, -5 and infinity
+
+
 def test_inputs_beyond_a_fixed_full_scale_are_held_and_counted() -> None:
     config = ideal(adc_bits=None, dac_bits=4, dac_full_scale=0.7)  # codes of 0.1 up to 7
     crossbar = Crossbar.program(torch.tensor([[3.0], [1.0]]), config, generator())

@@ -118,6 +118,7 @@ def test_the_last_cumulative_error_is_that_of_the_whole_crossbar() -> None:
         ("array spread", {"array_sigma": 0.05}),
         ("array spread", {"array_sigma": 0.05, "scheme": "offset", "accumulate": "digital"}),
         ("read noise", {"read_noise": 0.05, "read_noise_floor": 0.01}),
+        ("read noise", {"device": "PCM_Joshi2020", "read_noise": 0.02}),
         ("read noise", {"read_noise_floor": 0.01, "dac_bits": 5, "input_coding": "bit_serial"}),
         ("read noise", {"read": {"voltage_v": 0.2, "bandwidth_hz": 1e8}, "accumulate": "digital"}),
         ("DAC", {"dac_bits": 6}),

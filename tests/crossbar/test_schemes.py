@@ -191,6 +191,43 @@ def test_any_shape_fits_any_tile_in_every_mode(
     assert crossbar.counts.adc_clipped == 0
 
 
+@pytest.mark.parametrize("accumulate", ["analog", "digital"])
+@pytest.mark.parametrize("scheme", ["offset", "one_sided"])
+@pytest.mark.parametrize("limits", [{}, {"g_min_us": 90.0, "g_max_us": 100.0}], ids=["off", "on"])
+def test_bfloat16_does_not_round_what_all_cells_conduct_alike(
+    limits: dict[str, float], scheme: str, accumulate: str
+) -> None:
+    weight, x = normal(3, 128, 20), normal(5, 128, seed=1)
+    weight = weight.abs() if scheme == "one_sided" else weight
+    fields = {"device": "Ideal4", "sigma": 0.0, "scheme": scheme, "accumulate": accumulate, **limits}
+    base = CrossbarConfig.model_validate({**fields, "dac_bits": None, "adc_bits": None})
+    whole, half = (
+        Crossbar.program(weight, base.model_copy(update={"storage": storage}), generator())
+        for storage in ("float32", "bfloat16")
+    )
+    assert half.state_dict()["weight"].dtype == torch.bfloat16
+    exact, found = whole.read_weight(), half.read_weight()
+    # A bfloat16 has 8 bits, so it is off by at most 2^-8 of itself; slices by that of half their ranges, which add up
+    # to twice the largest weight and a sixteenth.
+    own = exact.abs() * 2**-8 if accumulate == "analog" else weight.abs().amax() * 2**-8 * (1 + 1 / 16)
+    assert bool(((found - exact).abs() <= own + 1e-4).all())
+    expected = x @ exact
+    assert float((half.matmul(x) - expected).norm() / expected.norm()) < 0.004
+    again = Crossbar.from_state(half.state_dict(), half.config)
+    assert torch.equal(again.matmul(x), half.matmul(x))
+
+
+def test_states_in_bfloat16_that_hold_their_base_within_are_still_read() -> None:
+    base = CrossbarConfig(device="Ideal4", sigma=0.0, scheme="offset", storage="bfloat16", adc_bits=None)
+    crossbar = Crossbar.program(normal(20, 6), base, generator())
+    state = crossbar.state_dict()
+    state["weight"] = (state["weight"].float() + state.pop("base")).bfloat16()
+    again = Crossbar.from_state(state, base)
+    assert torch.allclose(again.read_weight(), crossbar.read_weight(), atol=0.03)  # 2^-8 of twice the largest
+    x = normal(5, 20, seed=1)
+    assert torch.allclose(again.matmul(x), x @ again.read_weight(), atol=0.05 * float(x.norm()))
+
+
 def test_leading_devices_read_as_each_alone_in_every_scheme() -> None:
     weight, x = normal(2, 2, 37, 21), normal(2, 2, 5, 37, seed=1)
     for scheme, accumulate in (("offset", "digital"), ("offset", "analog"), ("differential", "digital")):

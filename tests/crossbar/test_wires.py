@@ -96,6 +96,20 @@ def test_fast_approximation_stays_within_its_stated_error_of_exact(
     assert (conductance - exact).norm() >= 20 * (fast - exact).norm()
 
 
+@pytest.mark.parametrize(("drive", "sense"), [("left", "bottom"), ("both", "both")])
+@pytest.mark.parametrize("kind", ["mostly off", "logarithmic"])
+def test_fast_approximation_tells_unlike_lines_apart(kind, drive, sense):
+    """Drivers and amplifiers of a kilohm, cells of 1 nS to 1 mS: what wanders then differs from line to line."""
+    chance = torch.rand(32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    unlike = torch.where(chance < 0.1, 1e-3, 1e-9).double() if kind == "mostly off" else 1e-9 * 1e6**chance
+    ends = {"r_driver_ohm": 1000, "r_sense_ohm": 1000, "drive": drive, "sense": sense}
+    for ohm, bound in ((0.0, 1e-9), (1.0, 0.01)):
+        wires = {"r_word_ohm": ohm, "r_bit_ohm": ohm, **ends}
+        exact = effective_conductance(unlike, Wires(**wires))
+        fast = effective_conductance(unlike, Wires(**wires, method="fast"))
+        assert (fast - exact).norm() <= bound * exact.norm()
+
+
 @pytest.mark.parametrize("shape", [(33, 17), (8, 8), (100, 61), (3, 70)])
 def test_fast_approximation_holds_for_any_shape_and_patterned_cells(shape):
     row, col = (torch.arange(n, dtype=torch.float64) for n in shape)

@@ -1,8 +1,9 @@
-"""The PCM and RRAM presets, written and aged on a crossbar, against the formulas that were published for them.
+"""The formulas that were published: the group's noise on weights, and the PCM and RRAM presets, written and aged here.
 
-The formulas stand here once more, as IBM's aihwkit has them (`inference/noise/pcm.py`, PCMLikeNoiseModel, after Joshi
-et al., Nat. Commun. 11, 2473, 2020; `inference/noise/reram.py`, ReRamWan2022NoiseModel, after Wan et al., Nature 608,
-504, 2022), so that nothing is read from the catalogue that is under test.
+The presets' formulas stand here once more, as IBM's aihwkit has them (`inference/noise/pcm.py`, PCMLikeNoiseModel,
+after Joshi et al., Nat. Commun. 11, 2473, 2020; `inference/noise/reram.py`, ReRamWan2022NoiseModel, after Wan et al.,
+Nature 608, 504, 2022), and the group's as its code has them (github.com/MariusAnje/EvaXB, `noise.py`;
+YifanQin-ND/NF_Training, `generate_noise.py`, of NeFT), so that nothing is read from the catalogue that is under test.
 """
 
 import math
@@ -15,6 +16,36 @@ from torch import Tensor
 from nvcim.crossbar import Crossbar, CrossbarConfig
 from nvcim.randomness import named_generator
 from tests.fidelity.tables import decimals, table
+
+MIDDLE = (0.25, 0.75)
+RATIO = {"RRAM1": 1, "FeFET2": 2, "FeFET3": 3, "RRAM4": 4, "FeFET6": 6}
+"""Sigma of middle levels over that of edge levels, s; FeFET3 is not in the code."""
+
+
+def group_sigma(weight: Tensor, device: str, unit: str, sigma: float) -> Tensor:
+    """Standard deviation of the group's one draw per weight, for 8-bit weights: float64, like `weight`.
+
+    max|w| sigma c B, c = s / q where a quarter < |w| / max|w| < three quarters, else 1 / q, q = sqrt(0.4 s^2 + 0.6);
+    B over slices of m bits: sqrt(sum 2^(-2 i m)), i from 1 (EvaXB: sigma in level steps), or
+    sqrt(sum 4^(i m)) / sum 2^(i m), i from 0 (NeFT: of the full range). There is no second cell of a pair in it.
+    """
+    s, bits = RATIO[device], 1 if device == "RRAM1" else 2
+    slices = range(8 // bits)
+    if unit == "level_step":
+        collapsed = math.sqrt(sum(4.0 ** (-(i + 1) * bits) for i in slices))
+    else:
+        collapsed = math.sqrt(sum(4.0 ** (i * bits) for i in slices)) / sum(2.0 ** (i * bits) for i in slices)
+    largest = weight.abs().max().double()
+    share = weight.abs().double() / largest
+    middle = (share > MIDDLE[0]) & (share < MIDDLE[1])
+    return (
+        torch.where(middle, float(s), 1.0).double()
+        / math.sqrt(0.4 * s**2 + 0.6)
+        * largest
+        * sigma
+        * collapsed
+    )
+
 
 LEVELS = (0, 16, 64, 128, 192, 255)
 CELLS = 20_000

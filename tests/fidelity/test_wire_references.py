@@ -28,7 +28,9 @@ def test_currents_agree_with_ngspice() -> None:
 
 def test_the_fast_method_is_far_closer_than_no_wires_at_all() -> None:
     for one in wire_tables.approximations():
-        assert one.outputs <= one.matrix < 0.02
+        bound = 0.1 if one.kind.startswith(wire_tables.EXTREME) else 0.0065
+        assert one.outputs <= 1.1 * one.matrix
+        assert one.matrix < bound
         assert one.matrix < one.ignored / 50
 
 

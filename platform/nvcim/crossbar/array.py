@@ -131,8 +131,9 @@ class Crossbar:
         if self._written.writing is None and self.config.adc_errors is not None:
             raise ConfigError("a stack does not know the errors of its members' ADCs; calibrate the members")
         self._check_input(x)
-        plan = self._plan_with(None)
+        plan = self._plan_of(replace(self._written, reach=None))
         found = calibrated_ranges(self._vectors(x), plan, self.config, method, percentile)
+        found = found if plan.unit is None else found * plan.unit[:, None]
         self._written, self._plan = replace(self._written, reach=found), None
 
     @classmethod
@@ -332,7 +333,9 @@ class Crossbar:
         expected = (
             Written.names(config) | Writing.names(config) | {"read_keys", "reads", "clock_s", "devices"}
         )
-        optional = {"reach"} if config.adc_scaling == "calibrated" and config.adc_bits is not None else set()
+        optional = {"base"}  # states of one-sided arrays in bfloat16 once held it within their weights
+        if config.adc_scaling == "calibrated" and config.adc_bits is not None:
+            optional.add("reach")
         if set(state) - optional != expected - optional:
             found = ", ".join(sorted(state)) or "nothing"
             raise ConfigError(f"crossbar state has {found}; expected {', '.join(sorted(expected))}")
@@ -365,26 +368,28 @@ class Crossbar:
 
     def _read_plan(self) -> ReadPlan:
         if self._plan is None:
-            reach = self._written.reach
-            if self.config.adc_bits is not None and reach is None:
+            if self.config.adc_bits is not None and self._written.reach is None:
                 raise ConfigError(
                     "adc_scaling is calibrated: call calibrate with typical inputs before reading"
                 )
-            self._plan = self._plan_with(reach)
+            self._plan = self._plan_of(self._written)
         return self._plan
 
-    def _plan_with(self, reach: Tensor | None) -> ReadPlan:
-        written = self._written
+    def _plan_of(self, written: Written) -> ReadPlan:
+        written = written.for_reads()
         adc = None
-        if reach is not None:
+        if written.reach is not None:
             keys = self._read_keys if written.writing is None else written.writing.keys
             places = None if written.writing is None else written.writing.places
-            adc = make_adc(reach, self.config, keys, places)
+            adc = make_adc(written.reach, self.config, keys, places)
         network = (
             None if written.writing is None else make_network(written.writing, self.config, self.clock_s)
         )
         return ReadPlan(
-            written.weight, written.variance, written.uniform, adc, written.alphas, written.pedestal, network
+            *(written.weight, written.variance, written.uniform, adc, written.alphas, written.pedestal),
+            network=network,
+            unit=written.unit,
+            base=written.base,
         )
 
     def _vectors(self, x: Tensor) -> Tensor:

@@ -68,12 +68,14 @@ def _percentile(magnitudes: Tensor, percentile: float) -> Tensor:
 
 
 def _least_error(magnitudes: Tensor, top: int) -> Tensor:
+    """Errors are squared in units of the largest magnitude, which a square in float32 might not hold."""
     largest = magnitudes.amax(dim=2)
-    best, chosen = torch.full_like(largest, float("inf")), largest
+    shares = magnitudes / largest.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]
+    best, chosen = torch.full_like(largest, float("inf")), torch.ones_like(largest)
     for candidate in range(1, _CANDIDATES + 1):
-        full_scale = largest * (candidate / _CANDIDATES)
-        step = (full_scale / top).clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]
-        error = ((magnitudes / step).round().clamp(max=top) * step - magnitudes).square().mean(dim=2)
+        share = candidate / _CANDIDATES
+        step = share / top
+        error = ((shares / step).round().clamp(max=top) * step - shares).square().mean(dim=2)
         better = error < best
-        best, chosen = torch.where(better, error, best), torch.where(better, full_scale, chosen)
-    return chosen
+        best, chosen = torch.where(better, error, best), torch.where(better, share, chosen)
+    return largest * chosen

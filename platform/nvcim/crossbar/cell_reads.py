@@ -39,6 +39,7 @@ def read_every_cell(
     Returns:
         [devices, vectors, out].
     """
+    writing = writing.in_units(plan.unit)
     cells, mapping = write_cells(writing, config), config.mapping()
     conductance = aged(cells, writing, config, elapsed_s)
     variance = cell_variance(conductance, cells, config, elapsed_s)
@@ -51,7 +52,7 @@ def read_every_cell(
     for vector in range(x.shape[1]):
         noisy = conductance + spread * _draws(keys, first + vector, conductance.shape)
         weight = collapse(noisy.clamp(min=lowest), None, writing, config, mapping).weight
-        quiet = ReadPlan(weight, None, None, plan.adc, plan.alphas, plan.pedestal)
+        quiet = ReadPlan(weight, None, None, plan.adc, plan.alphas, plan.pedestal, unit=plan.unit)
         outputs.append(read_array(x[:, vector : vector + 1], quiet, config, keys, first, counts))
     return torch.cat(outputs, dim=1)
 

@@ -72,14 +72,32 @@ def cell_variance(
     conductance: Tensor, cells: Cells, config: CrossbarConfig, elapsed_s: float
 ) -> Tensor | None:
     """Variance of one read of each cell, like `conductance`, in units of the squared range; None without noise."""
-    condition = config.read_condition()
-    if condition is None:
+    if not config.noisy:
         return None
-    cell = config.cell()
+    nominal = level_tables(config.cell(), config)[0].to(conductance.device)[cells.levels]
+    return noise_variance(conductance, nominal, config, elapsed_s)
+
+
+def noise_variance(
+    conductance: Tensor, written: Tensor, config: CrossbarConfig, elapsed_s: float = 0.0
+) -> Tensor:
+    """Variance of one read of each cell for settings with read noise, in units of the squared range.
+
+    Args:
+        conductance: normalised, as it stands; any shape.
+        written: like `conductance`: what was to be written.
+        config: its noise; `read.elapsed_s` is there at the first read, `elapsed_s` comes on top.
+        elapsed_s: seconds that the array has aged.
+
+    Raises:
+        ConfigError: as `CrossbarConfig.read_condition`; thermal and shot noise of a cell of unknown conductance.
+    """
+    condition, cell = config.read_condition(), config.cell()
+    assert condition is not None
     if config.read is None:  # then only the settings' own terms are asked for, not the device's 1/f noise
         cell = cell.model_copy(update={"read_noise": None})
-    nominal = level_tables(cell, config)[0].to(conductance.device)[cells.levels]
-    return read_variance(conductance, cell, condition.model_copy(update={"elapsed_s": elapsed_s}), nominal)
+    late = condition.model_copy(update={"elapsed_s": condition.elapsed_s + elapsed_s})
+    return read_variance(conductance, cell, late, written)
 
 
 def collapse(

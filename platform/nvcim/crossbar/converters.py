@@ -25,6 +25,7 @@ from nvcim.crossbar.counter_rng import normals, square_root
 from nvcim.crossbar.kernel import kernel_for
 from nvcim.crossbar.remapping import Places, adcs_of_outputs
 from nvcim.crossbar.settings import ConverterErrors, CrossbarConfig
+from nvcim.crossbar.units import own_units, safe
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -38,31 +39,56 @@ class Driven(NamedTuple):
     """Input vectors as the word lines see them.
 
     x: [..., in_features], multiples of the DAC's step. norms: [..., row tiles], Euclidean. full_scale: [..., 1],
-    what the DAC's largest code drives. clipped: inputs beyond a fixed full scale.
+    what the DAC's largest code drives. clipped: inputs beyond a fixed full scale. unit: [..., 1], what all of these are
+    in units of; None: 1.
     """
 
     x: Tensor
     norms: Tensor
     full_scale: Tensor
     clipped: int
+    unit: Tensor | None = None
+
+    def whole(self) -> "Driven":
+        """The same in the units of the inputs; norms may be beyond float32."""
+        if self.unit is None:
+            return self
+        return Driven(self.x * self.unit, self.norms * self.unit, self.full_scale * self.unit, self.clipped)
 
 
 def drive(x: Tensor, config: CrossbarConfig) -> Driven:
-    """Round input vectors [..., in_features], float32, to what a DAC can drive."""
+    """Round input vectors [..., in_features], float32, to what a DAC can drive; extreme ones in a unit of their own."""
+    driven = _drive(x, config, None)
+    unit = own_units_of(driven, config)
+    return driven if unit is None else _drive(x / unit, config, unit)
+
+
+def own_units_of(driven: Driven, config: CrossbarConfig) -> Tensor | None:
+    """Units that driven vectors need for their squares, [..., 1]; None if they need none."""
+    if config.dac_full_scale is None:
+        return own_units(driven.full_scale)
+    if config.dac_bits is not None:  # then what is driven is zero or not far below the full scale
+        return None if safe(config.dac_full_scale) else own_units(driven.full_scale)
+    return own_units(driven.x.abs().amax(dim=-1, keepdim=True))
+
+
+def _drive(x: Tensor, config: CrossbarConfig, unit: Tensor | None) -> Driven:
+    """`drive` of vectors in units of `unit` [..., 1]; None: 1."""
     top = 0 if config.dac_bits is None else top_code(config.dac_bits)
     x, fixed = x.contiguous(), config.dac_full_scale is not None
     full_scale = torch.full_like(x[..., :1], config.dac_full_scale or 0.0)
+    full_scale = full_scale if unit is None else full_scale / unit
     library = kernel_for(x)
     if library is None:
         full_scale = full_scale if fixed else x.abs().amax(dim=-1, keepdim=True)
-        return _plain_drive(x, config.rows, top, full_scale, fixed)
+        return _plain_drive(x, config.rows, top, full_scale, fixed)._replace(unit=unit)
     tiles = -(-x.shape[-1] // config.rows)
     driven, squares = torch.empty_like(x) if top or fixed else x, x.new_empty(*x.shape[:-1], tiles)
     clipped = library.nvcim_drive(
         x.data_ptr(), full_scale.numel(), x.shape[-1], config.rows, float(top), fixed, full_scale.data_ptr(),
         driven.data_ptr(), squares.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return Driven(driven, square_root(squares), full_scale, clipped)
+    return Driven(driven, square_root(squares), full_scale, clipped, unit)
 
 
 def _plain_drive(x: Tensor, rows: int, top: int, full_scale: Tensor, fixed: bool) -> Driven:
@@ -73,8 +99,13 @@ def _plain_drive(x: Tensor, rows: int, top: int, full_scale: Tensor, fixed: bool
         x = (codes.clamp(-top, top) if fixed else codes) * step
     elif fixed:
         x = x.clamp(-full_scale, full_scale)
+    return Driven(x, tile_norms(x, rows), full_scale, clipped)
+
+
+def tile_norms(x: Tensor, rows: int) -> Tensor:
+    """Euclidean norms of each row tile's inputs: [..., in] -> [..., row tiles]."""
     squares = [part.square().sum(dim=-1) for part in torch.split(x, rows, dim=-1)]
-    return Driven(x, square_root(torch.stack(squares, dim=-1)), full_scale, clipped)
+    return square_root(torch.stack(squares, dim=-1))
 
 
 def bit_planes(driven: Driven, bits: int) -> tuple[Tensor, Tensor]:

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from nvcim.crossbar.calibration import calibrated_ranges
-from nvcim.crossbar.collapse import background
+from nvcim.crossbar.collapse import background, noise_variance
 from nvcim.crossbar.converters import bit_planes, drive, full_scales, top_code
 from nvcim.crossbar.mapping import Mapping
 from nvcim.crossbar.programming import level_tables
 from nvcim.crossbar.reading import ReadPlan
 from nvcim.crossbar.settings import CrossbarConfig
-from nvcim.devices.reading import read_variance
+from nvcim.crossbar.units import own_units
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -91,7 +91,7 @@ class Nominal:
 
     def cycles(self) -> Iterator[_Cycle]:
         """The inputs as they are driven: at once, or bit by bit."""
-        driven = drive(self.x[None], self.config)
+        driven = drive(self.x[None], self.config).whole()
         if self.config.input_coding == "analog" or self.config.dac_bits is None:
             yield _Cycle(driven.x[0], torch.ones_like(driven.full_scale[0]))
             return
@@ -124,17 +124,22 @@ def variation(nominal: Nominal) -> float:
 
 
 def _verified_variance(width: Tensor, tolerance: float, pulses: int) -> Tensor:
-    """Variance of Gaussian pulses that are repeated until one lies within the tolerance; the last one stays anyhow.
+    """Variance of Gaussian pulses, repeated until one lies within the tolerance; if none does, the nearest stays.
 
     A Gaussian truncated at +-a sd has the variance sd^2 (1 - 2 a phi(a) / (2 Phi(a) - 1)) (Johnson, Kotz and
-    Balakrishnan, Continuous Univariate Distributions 1, 1994, section 10.1).
+    Balakrishnan, Continuous Univariate Distributions 1, 1994, section 10.1). The nearest of n pulses is beyond x >= a
+    with probability S(x)^n, S(x) = erfc(x / sqrt 2), so its square adds a^2 S(a)^n + integral from a of 2 x S(x)^n.
     """
-    reach = tolerance / width.clamp(min=_TINY)
+    widths, places = torch.unique(width, return_inverse=True)
+    reach = tolerance / widths.clamp(min=_TINY)
     hit = torch.erf(reach / math.sqrt(2))
     density = torch.exp(-reach.square() / 2) / math.sqrt(2 * math.pi)
     inside = (1 - 2 * reach * density / hit).clamp(min=0)
-    missed = (1 - hit) ** (pulses - 1)
-    return width.square() * ((1 - missed) * inside + missed)
+    missed = (1 - hit) ** pulses
+    beyond = torch.linspace(0, 8, 2001, dtype=widths.dtype)[:, None] + reach
+    tail = torch.trapezoid(2 * beyond * torch.erfc(beyond / math.sqrt(2)) ** pulses, beyond, dim=0)
+    kept: Tensor = widths.square() * ((1 - missed) * inside + missed * reach.square().nan_to_num() + tail)
+    return kept[places]
 
 
 def stuck_cells(nominal: Nominal) -> float:
@@ -162,7 +167,8 @@ def array_spread(nominal: Nominal) -> float:
 def dac(nominal: Nominal) -> float:
     """Of rounding the inputs; zeros are driven exactly."""
     assert nominal.config.dac_bits is not None
-    step = drive(nominal.x[None], nominal.config).full_scale[0].double() / top_code(nominal.config.dac_bits)
+    full_scale = drive(nominal.x[None], nominal.config).whole().full_scale[0]
+    step = full_scale.double() / top_code(nominal.config.dac_bits)
     rounded = ((nominal.x != 0) * step.square()).sum(dim=0)
     weights = nominal.integers.double() * nominal.scale.double()
     return float(rounded @ weights.square().sum(dim=1) / 12)
@@ -170,11 +176,8 @@ def dac(nominal: Nominal) -> float:
 
 def read_noise(nominal: Nominal) -> float:
     """Of one read, right after the write."""
-    condition = nominal.config.read_condition()
-    assert condition is not None
     conductance = nominal.conductance.float()
-    variance = read_variance(conductance, nominal.config.cell(), condition, conductance)
-    return _summed(nominal, variance.double())
+    return _summed(nominal, noise_variance(conductance, conductance, nominal.config).double())
 
 
 def adc(nominal: Nominal, calibration: Tensor) -> float:
@@ -187,12 +190,15 @@ def adc(nominal: Nominal, calibration: Tensor) -> float:
     config = nominal.config
     assert config.adc_bits is not None
     weights, alphas = _groups(nominal)
+    unit = own_units(weights.abs().amax().reshape(1))
+    weights = weights if unit is None else weights / unit
     if config.adc_scaling == "calibrated":
         plan = ReadPlan(weights, None, None, None, alphas, None)
         reach = calibrated_ranges(calibration[None], plan, config)
     else:
         reach = full_scales(weights, config)
     cols = (reach[0] * (config.adc_range / top_code(config.adc_bits))).double()  # [groups, row tiles, out]
+    cols = cols if unit is None else cols * unit
     worth = cols.new_tensor(alphas).square()[:, None, None]
     per_tile = (cols.square() * worth).sum(dim=(0, 2))
     return sum(float((rows.double().square() @ per_tile).sum()) for rows in _adc_rows(nominal)) / 12
@@ -201,7 +207,7 @@ def adc(nominal: Nominal, calibration: Tensor) -> float:
 def _adc_rows(nominal: Nominal) -> Iterator[Tensor]:
     """What each cycle's vectors scale the ADCs' steps by, in units of the output: [vectors, row tiles]."""
     config, x = nominal.config, nominal.x
-    whole = drive(x[None], config).full_scale[0]
+    whole = drive(x[None], config).whole().full_scale[0]
     for one in nominal.cycles():
         tiles = torch.split(one.inputs, config.rows, dim=1)
         if config.adc_scaling == "norm":

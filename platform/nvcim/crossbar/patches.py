@@ -6,7 +6,7 @@ In plain torch elsewhere: the patches are gathered first and driven then, with t
 import torch
 from torch import Tensor
 
-from nvcim.crossbar.converters import Driven, drive, top_code
+from nvcim.crossbar.converters import Driven, drive, own_units_of, top_code
 from nvcim.crossbar.counter_rng import square_root
 from nvcim.crossbar.kernel import PatchArguments, fill, kernel_for
 from nvcim.crossbar.settings import CrossbarConfig
@@ -25,9 +25,13 @@ def drive_patches(patches: Tensor, config: CrossbarConfig) -> Driven:
     """
     images, rows, columns, groups, kernel_rows, kernel_columns, channels = patches.shape
     vectors, size = images * rows * columns, kernel_rows * kernel_columns * channels
+
+    def gathered() -> Tensor:
+        return patches.permute(3, 0, 1, 2, 4, 5, 6).reshape(groups, vectors, size)
+
     library = kernel_for(patches)
     if library is None or patches.stride(-1) != 1:
-        return drive(patches.permute(3, 0, 1, 2, 4, 5, 6).reshape(groups, vectors, size), config)
+        return drive(gathered(), config)
     driven = torch.empty(groups, vectors, size, dtype=torch.float32)
     full_scale = torch.full((groups, vectors, 1), config.dac_full_scale or 0.0, dtype=torch.float32)
     squares = torch.empty(groups, vectors, -(-size // config.rows), dtype=torch.float32)
@@ -38,4 +42,5 @@ def drive_patches(patches: Tensor, config: CrossbarConfig) -> Driven:
     fill(arguments, {"tile_rows": config.rows, "top": float(top), "threads": torch.get_num_threads()})
     arguments.given = config.dac_full_scale is not None
     clipped = int(library.nvcim_patches(arguments))
-    return Driven(driven, square_root(squares), full_scale, clipped)
+    found = Driven(driven, square_root(squares), full_scale, clipped)
+    return found if own_units_of(found, config) is None else drive(gathered(), config)

@@ -48,6 +48,10 @@ class Writing(NamedTuple):
             return None
         return Places(self.row_places, self.column_places)
 
+    def in_units(self, unit: Tensor | None) -> "Writing":
+        """The same weights in units of `unit` [devices, 1, 1]; None: 1."""
+        return self if unit is None else self._replace(scale=self.scale / unit)
+
     def some(self, devices: slice) -> "Writing":
         """The same for some of the devices."""
         return self._replace(**{name: value[devices] for name, value in self.tensors().items()})
@@ -141,7 +145,7 @@ def _verify(
     pulses: Tensor,
     config: CrossbarConfig,
 ) -> None:
-    """Write cells anew, in place, until each lies within the tolerance or has had its pulses."""
+    """Write cells anew, in place, until each lies within the tolerance; after all its pulses, the nearest one stays."""
     assert writing.verified is not None
     tolerance = config.programming.tolerance / (config.cell().levels - 1)
     reached, counts = conductance.reshape(-1).clone(), pulses.reshape(-1).clone()
@@ -151,7 +155,8 @@ def _verify(
         if not len(missed):
             break
         again = goal + width * _pulse(writing, plane, pulse).flatten()[missed]
-        reached[missed] = again
+        before = reached[missed]
+        reached[missed] = torch.where((again - goal).abs() < (before - goal).abs(), again, before)
         counts[missed] += 1
         still = (again - goal).abs() > tolerance
         missed, goal, width = missed[still], goal[still], width[still]

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from nvcim.crossbar import streams
 from nvcim.crossbar.conversion import Converters, Noise, convert, multiply_and_convert
-from nvcim.crossbar.converters import Adc, Driven, bit_planes, drive, joined, top_code
-from nvcim.crossbar.counter_rng import square_root
+from nvcim.crossbar.converters import Adc, Driven, bit_planes, drive, joined, tile_norms, top_code
 from nvcim.crossbar.mapping import add_groups
 from nvcim.crossbar.network import Network
 from nvcim.crossbar.settings import CrossbarConfig
+from nvcim.crossbar.units import joined_units
 
 # Partial outputs held at once (8 MiB of float32), without making the matrix products too flat.
 _PART_ELEMENTS = 2**21
@@ -37,7 +37,8 @@ class ReadPlan:
     weight: [devices, groups, in, out]. variance: like weight, or None. uniform: [devices, groups, 1, out], read
     noise of an input of norm 1 where it is the same at every level, or None. alphas: what each group counts. pedestal:
     [devices, 1, out], what the digital side subtracts per unit of the inputs' sum, or None. network: what
-    is solved in place of inputs @ weight, or None.
+    is solved in place of inputs @ weight, or None. unit: [devices, 1, 1], what weights are in units of; None: 1. base:
+    [devices, groups, 1, out], what the cells of a column hold besides `weight`; None: nothing.
     """
 
     weight: Tensor
@@ -47,6 +48,13 @@ class ReadPlan:
     alphas: tuple[float, ...]
     pedestal: Tensor | None
     network: Network | None = None
+    unit: Tensor | None = None
+    base: Tensor | None = None
+
+    def cells(self, devices: slice = slice(None)) -> Tensor:
+        """What the bit lines see of some devices: [devices, groups, in, out], float32 or bfloat16."""
+        weight = self.weight[devices]
+        return weight if self.base is None else weight.float() + self.base[devices]
 
     @property
     def noisy(self) -> bool:
@@ -55,7 +63,7 @@ class ReadPlan:
 
     def to(self, device: torch.device | str) -> "ReadPlan":
         """Move all tensors."""
-        names = ("weight", "variance", "uniform", "pedestal")
+        names = ("weight", "variance", "uniform", "pedestal", "unit", "base")
         own = {name: getattr(self, name) for name in names}
         moved: dict[str, Any] = {
             name: None if value is None else value.to(device) for name, value in own.items()
@@ -67,12 +75,14 @@ class ReadPlan:
     @staticmethod
     def stack(plans: Sequence["ReadPlan"]) -> "ReadPlan":
         """Put the devices of several plans one after the other."""
-        names = ("weight", "variance", "uniform", "pedestal")
+        names = ("weight", "variance", "uniform", "pedestal", "base")
         adcs = [plan.adc for plan in plans if plan.adc is not None]
         own: dict[str, Any] = {name: joined([getattr(plan, name) for plan in plans]) for name in names}
         networks = [plan.network for plan in plans if plan.network is not None]
         network = Network.stack(networks) if networks else None
-        return ReadPlan(**own, alphas=plans[0].alphas, adc=Adc.stack(adcs) if adcs else None, network=network)
+        unit = joined_units([(plan.unit, plan.weight) for plan in plans])
+        adc = Adc.stack(adcs) if adcs else None
+        return ReadPlan(**own, alphas=plans[0].alphas, adc=adc, network=network, unit=unit)
 
 
 @dataclass
@@ -110,7 +120,7 @@ def read_driven(
     counts.dac_clipped += driven.clipped
     count = driven.x.shape[1]
     if plan.adc is None and plan.network is None and not plan.noisy and config.input_coding == "analog":
-        return _without_pedestal(_ideal_product(driven.x, _whole(plan)), driven, plan)
+        return _output(_ideal_product(driven.x, _whole(plan)), driven, plan)
     y = torch.empty(
         plan.weight.shape[0], count, plan.weight.shape[-1], dtype=torch.float32, device=driven.x.device
     )
@@ -122,7 +132,7 @@ def read_driven(
     if config.input_coding == "bit_serial":
         assert config.dac_bits is not None  # the settings see to it
         y = y * (driven.full_scale / top_code(config.dac_bits)).clamp(min=_TINY)
-    return _without_pedestal(y, driven, plan)
+    return _output(y, driven, plan)
 
 
 class _Pass(NamedTuple):
@@ -147,7 +157,7 @@ class _Pass(NamedTuple):
         if network is None or network.v0 is None:
             return self
         seen = network.seen(self.inputs, self.full_scale)
-        return self._replace(seen=seen, norms=_tile_norms(seen, rows))
+        return self._replace(seen=seen, norms=tile_norms(seen, rows))
 
 
 def _passes(driven: Driven, config: CrossbarConfig) -> Iterator[_Pass]:
@@ -159,19 +169,12 @@ def _passes(driven: Driven, config: CrossbarConfig) -> Iterator[_Pass]:
     assert config.dac_bits is not None  # the settings see to it
     planes, _ = bit_planes(driven, config.dac_bits)
     whole, top = torch.ones_like(driven.full_scale), config.dac_bits - 1
-    norms = _tile_norms(planes, config.rows)
+    norms = tile_norms(planes, config.rows)
     for cycle, bits in enumerate(planes):
         rows = norms[cycle] if by_norm else torch.ones_like(norms[cycle])
         yield _Pass(
             bits, bits, norms[cycle], rows, whole, float(-(2**cycle) if cycle == top else 2**cycle), cycle
         )
-
-
-def _tile_norms(x: Tensor, rows: int) -> Tensor:
-    """Euclidean norms of each row tile's inputs: [..., in] -> [..., row tiles]."""
-    return square_root(
-        torch.stack([part.square().sum(dim=-1) for part in torch.split(x, rows, dim=-1)], dim=-1)
-    )
 
 
 def _chunks(plan: ReadPlan, vectors: int, rows: int) -> Iterator[tuple[slice, slice]]:
@@ -180,6 +183,8 @@ def _chunks(plan: ReadPlan, vectors: int, rows: int) -> Iterator[tuple[slice, sl
     per_vector = -(-inputs // rows) * columns
     tall = max(1, min(max(_LEAST_VECTORS, _PART_ELEMENTS // per_vector), vectors))
     many = max(1, _PART_ELEMENTS // (per_vector * tall))
+    if plan.base is not None:  # then weights are made anew for each chunk
+        many = min(many, max(1, _PART_ELEMENTS // plan.weight[0].numel()))
     for device in range(0, devices, many):
         for vector in range(0, vectors, tall):
             yield slice(device, min(device + many, devices)), slice(vector, min(vector + tall, vectors))
@@ -197,8 +202,8 @@ def _read(
 ) -> int:
     """Read some vectors on some devices into y; returns how many outputs were clipped."""
     own = slice(None) if one.inputs.shape[0] == 1 else devices
-    inputs, weight, target = one.inputs[own, vectors], plan.weight[devices], y[devices, vectors]
-    variance = None if plan.variance is None else plan.variance[devices]
+    inputs, weight, target = one.inputs[own, vectors], plan.cells(devices), y[devices, vectors]
+    variance = None if plan.variance is None else plan.variance[devices].to(weight.dtype)
     noise = Noise(keys[devices], first[devices] + vectors.start, streams.READ + one.cycle)
     converters = _converters(one, own, devices, vectors, plan, config)
     if plan.network is None:
@@ -253,13 +258,13 @@ def tile_currents(x: Tensor, plan: ReadPlan, config: CrossbarConfig) -> Iterator
 
     Input cycles of a bit-serial array come as more vectors. Without noise; for calibration.
     """
-    passes = list(_passes(drive(x, config), config))
+    passes, cells = list(_passes(drive(x, config), config)), plan.cells()
     for group in range(plan.weight.shape[1]):
         parts = []
         for one in passes:
             row = one.rows.transpose(1, 2)[..., None].clamp(min=_TINY)
             if plan.network is None:
-                part = tile_products(one.inputs, plan.weight[:, group], config.rows)
+                part = tile_products(one.inputs, cells[:, group], config.rows)
             else:
                 part = plan.network.products(one.inputs, one.full_scale, slice(None), group)
             parts.append(part / row)
@@ -325,10 +330,12 @@ def _ideal_product(x: Tensor, weight: Tensor) -> Tensor:
 
 def _whole(plan: ReadPlan) -> Tensor:
     """Weights of all groups in one: [devices, in, out]."""
-    if plan.alphas == (1.0,):
-        return plan.weight[:, 0].float()
-    return add_groups(plan.weight, plan.alphas)
+    cells = plan.cells()
+    return cells[:, 0].float() if plan.alphas == (1.0,) else add_groups(cells, plan.alphas)
 
 
-def _without_pedestal(y: Tensor, driven: Driven, plan: ReadPlan) -> Tensor:
-    return y if plan.pedestal is None else y - driven.x.sum(dim=-1, keepdim=True) * plan.pedestal
+def _output(y: Tensor, driven: Driven, plan: ReadPlan) -> Tensor:
+    """What the digital side makes of converted sums: the pedestal off, and out of the units of inputs and weights."""
+    y = y if plan.pedestal is None else y - driven.x.sum(dim=-1, keepdim=True) * plan.pedestal
+    units = [unit for unit in (driven.unit, plan.unit) if unit is not None]
+    return y * prod(units[1:], start=units[0]) if units else y

@@ -31,8 +31,9 @@ class Programming(Settings):
     """How cells are written.
 
     `open_loop` pulses once. `write_verify` reads each cell back and writes it anew until it lies within `tolerance` of
-    its level, at most `max_pulses` times. `selective` does so for the `share` of the weights that matter most (SWIM,
-    Yan et al., DAC 2022: by importance, else by magnitude) and writes the others open-loop.
+    its level, at most `max_pulses` times; of a cell that never does, the pulse that came nearest stays. `selective`
+    does so for the `share` of the weights that matter most (SWIM, Yan et al., DAC 2022: by importance, else by
+    magnitude) and writes the others open-loop.
     """
 
     method: Literal["open_loop", "write_verify", "selective"] = "open_loop"
@@ -120,7 +121,8 @@ class CrossbarConfig(Settings):
 
     storage: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="how reads keep the weights in memory; bfloat16 takes half, and rounds each by at most 0.4 %",
+        description="how reads keep the weights in memory; bfloat16 takes half, and rounds each by at most 0.4 % (each "
+        "slice by at most 0.4 % of half its range with scheme offset and accumulate digital)",
     )
 
     # converters
@@ -157,7 +159,8 @@ class CrossbarConfig(Settings):
     )
     read: ReadCondition | None = Field(
         default=None,
-        description="thermal, shot and 1/f noise of the device; null: only the two settings above",
+        description="thermal, shot and 1/f noise of the device, aged by its `elapsed_s` and by `Crossbar.age`; "
+        "null: only the two settings above",
     )
     read_mode: Literal["output", "cell"] = Field(
         default="output",
@@ -197,10 +200,20 @@ class CrossbarConfig(Settings):
         }
 
     def read_condition(self) -> ReadCondition | None:
-        """All read noise as one condition, at the cells' temperature where that is set; None without any."""
+        """All read noise as one condition, at the cells' temperature where that is set; None without any.
+
+        Raises:
+            ConfigError: `read.elapsed_s` for a device whose noise no source says to grow with time.
+            DeviceError: as `cell`.
+        """
         if not self.noisy:
             return None
         base = self.read or ReadCondition()
+        if base.elapsed_s and self.cell().read_noise is None:
+            raise ConfigError(
+                f"read.elapsed_s: device {self.device} has no read_noise in the catalogue, so its noise does not grow "
+                f"with time; allowed: 0 (given: {base.elapsed_s:g})"
+            )
         own: dict[str, object] = {"relative": self.read_noise, "full_range": self.read_noise_floor}
         if self.temperature_k is not None:
             own["temperature_k"] = self.temperature_k

@@ -16,6 +16,7 @@ from nvcim.crossbar.network import largest_gain
 from nvcim.crossbar.programming import Writing, write_cells, write_collapsed
 from nvcim.crossbar.remapping import in_array
 from nvcim.crossbar.settings import CrossbarConfig
+from nvcim.crossbar.units import joined_units, own_units
 
 # Cells made at once where they are made one by one: bounds memory for many devices.
 _CELLS_AT_ONCE = 2**24
@@ -26,14 +27,17 @@ class Written:
     """Arrays as reads see them; devices flattened, groups as in `collapse.Effective`.
 
     Attributes:
-        weight: [devices, groups, in, out].
-        variance: like weight: of a read of each cell; None if none depends on the cell.
+        weight: [devices, groups, in, out]; in bfloat16 without `base`.
+        variance: like weight: of a read of each cell, in units of unit^2; None if none depends on the cell.
         uniform: [devices, groups, 1, out], sigma of a read of an input of norm 1 if levels do not matter; or None.
         pedestal: [devices, 1, out], what the digital side subtracts per unit of the inputs' sum; or None.
+        base: [devices, groups, 1, out], what every cell of a column holds alike, kept apart so that bfloat16 does not
+            round it; None: nothing.
         reach: [devices, groups, row tiles, out], full scales of the ADCs; None if they are ideal or calibrated.
         alphas: what a group's output counts in the sum.
         wear: int32, pulses that each cell has had, by place in the array; broadcasts to [devices, planes, in, out].
         writing: what was written; None for a stack.
+        unit: [devices, 1, 1], a power of two per array of extreme weights, whose squares float32 cannot hold; None: 1.
     """
 
     weight: Tensor
@@ -44,6 +48,8 @@ class Written:
     alphas: tuple[float, ...]
     wear: Tensor
     writing: Writing | None
+    unit: Tensor | None = None
+    base: Tensor | None = None
 
     @property
     def layout(self) -> str:
@@ -53,8 +59,23 @@ class Written:
 
     def combined(self) -> Tensor:
         """The signed weight [devices, in, out] that all groups and the digital side amount to."""
-        total = add_groups(self.weight, self.alphas)
+        cells = self.weight if self.base is None else self.weight.float() + self.base
+        total = add_groups(cells, self.alphas)
         return total if self.pedestal is None else total - self.pedestal
+
+    def for_reads(self) -> "Written":
+        """The same arrays in units of `unit` if reads need that, because their noise squares the weights."""
+        if self.unit is None or self.variance is None:
+            return replace(self, unit=None)
+        unit = self.unit
+        return replace(
+            self,
+            weight=(self.weight / unit[:, None]).to(self.weight.dtype),
+            pedestal=None if self.pedestal is None else self.pedestal / unit,
+            base=None if self.base is None else self.base / unit[:, None],
+            reach=None if self.reach is None else self.reach / unit[:, None],
+            writing=None if self.writing is None else self.writing.in_units(unit),
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, without those of `writing`."""
@@ -65,7 +86,8 @@ class Written:
         """Move all tensors."""
         moved: dict[str, Any] = {name: value.to(device) for name, value in self.tensors().items()}
         writing = None if self.writing is None else self.writing.to(device)
-        return replace(self, **moved, writing=writing)
+        unit = None if self.unit is None else self.unit.to(device)
+        return replace(self, **moved, writing=writing, unit=unit)
 
     @staticmethod
     def names(config: CrossbarConfig) -> set[str]:
@@ -78,25 +100,28 @@ class Written:
             "uniform": config.noisy and read_noise_is_uniform(config),
             "pedestal": len(mapping.signs) == 1,
             "reach": config.adc_bits is not None,
+            "base": len(mapping.signs) == 1 and config.storage == "bfloat16",
         }
         return {name for name, there in present.items() if there}
 
     @staticmethod
     def from_tensors(state: AbstractMapping[str, Tensor], config: CrossbarConfig) -> "Written":
         """Arrays from what `tensors` and `Writing.tensors` gave."""
-        own = {name: state.get(name) for name in _TENSORS[1:]}
+        own: dict[str, Any] = {name: state.get(name) for name in _TENSORS[1:]}
         writing = Writing.from_tensors(state)
-        return Written(state["weight"], **own, alphas=_alphas(config), wear=state["wear"], writing=writing)
+        own |= {"alphas": _alphas(config), "wear": state["wear"], "unit": _unit(writing, config)}
+        return Written(state["weight"], **own, writing=writing)
 
     @staticmethod
     def stack(members: Sequence["Written"]) -> "Written":
         """Put the devices of several arrays one after the other."""
         own: dict[str, Any] = {name: joined([getattr(one, name) for one in members]) for name in _TENSORS}
         wear = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
-        return Written(**own, alphas=members[0].alphas, wear=wear, writing=None)
+        unit = joined_units([(one.unit, one.weight) for one in members])
+        return Written(**own, alphas=members[0].alphas, wear=wear, writing=None, unit=unit)
 
 
-_TENSORS = ("weight", "variance", "uniform", "pedestal", "reach")
+_TENSORS = ("weight", "variance", "uniform", "pedestal", "reach", "base")
 
 
 def write_arrays(writing: Writing, config: CrossbarConfig, elapsed_s: float = 0.0) -> Written:
@@ -105,18 +130,23 @@ def write_arrays(writing: Writing, config: CrossbarConfig, elapsed_s: float = 0.
     Raises:
         ConfigError, DeviceError: settings that the device cannot serve.
     """
-    mapping = config.mapping()
+    mapping, unit = config.mapping(), _unit(writing, config)
+    inner = writing.in_units(unit)
     if _only_write_noise(writing, config, elapsed_s):
-        effective, pulses = _in_one_pass(writing, config, mapping), None
+        effective, pulses = _in_one_pass(inner, config, mapping), None
     else:
-        effective, pulses = _cell_by_cell(writing, config, mapping, elapsed_s)
+        effective, pulses = _cell_by_cell(inner, config, mapping, elapsed_s)
     wear = torch.ones(1, 1, 1, 1) if pulses is None else pulses
     reach = None
     if config.adc_bits is not None and config.adc_scaling != "calibrated":
         reach = full_scales(effective.weight, config) * largest_gain(config)
+    if unit is not None:
+        effective = effective._replace(weight=effective.weight * unit[:, None])
+        reach = None if reach is None else reach * unit[:, None]
     kept = torch.bfloat16 if config.storage == "bfloat16" else torch.float32
+    base = _base(writing, config, mapping) if "base" in Written.names(config) else None
     return Written(
-        weight=effective.weight.to(kept),
+        weight=(effective.weight if base is None else effective.weight - base).to(kept),
         variance=None if effective.variance is None else effective.variance.to(kept),
         uniform=_uniform(writing, config, mapping) if effective.variance is None else None,
         pedestal=_pedestal(writing, config, mapping),
@@ -124,6 +154,8 @@ def write_arrays(writing: Writing, config: CrossbarConfig, elapsed_s: float = 0.
         alphas=_alphas(config),
         wear=wear.to(torch.int32),
         writing=writing,
+        unit=unit,
+        base=base,
     )
 
 
@@ -131,6 +163,11 @@ def read_noise_is_uniform(config: CrossbarConfig) -> bool:
     """Whether the read noise, if any, is the same for every cell, whatever its level."""
     alike = config.wires is None and not config.array_spread()
     return config.read_noise == 0 and config.read is None and alike
+
+
+def _unit(writing: Writing, config: CrossbarConfig) -> Tensor | None:
+    """See `Written.unit`: from the largest weight of each array."""
+    return own_units(writing.scale.amax(dim=2, keepdim=True) * config.mapping().top)
 
 
 def _alphas(config: CrossbarConfig) -> tuple[float, ...]:
@@ -192,5 +229,17 @@ def _uniform(writing: Writing, config: CrossbarConfig, mapping: Mapping) -> Tens
 def _pedestal(writing: Writing, config: CrossbarConfig, mapping: Mapping) -> Tensor | None:
     if len(mapping.signs) == 2:
         return None
-    leak = background(config.cell()) * sum(piece.factor for piece in mapping.slices)
-    return writing.scale * (mapping.offset + leak)
+    return writing.scale * _zero(config, mapping)
+
+
+def _zero(config: CrossbarConfig, mapping: Mapping) -> float:
+    """What weight 0 adds to the current of a one-sided array, in integers."""
+    return mapping.offset + background(config.cell()) * sum(piece.factor for piece in mapping.slices)
+
+
+def _base(writing: Writing, config: CrossbarConfig, mapping: Mapping) -> Tensor:
+    """What weight 0 amounts to; for a slice with ADCs of its own, a cell at half its range where weights have signs."""
+    if config.accumulate == "analog":
+        return (writing.scale * _zero(config, mapping))[:, None]
+    middle = background(config.cell()) + (0.5 if mapping.offset else 0.0)
+    return (writing.scale * middle)[:, None].repeat(1, len(mapping.slices), 1, 1)

@@ -27,7 +27,7 @@ ELEMENTARY_CHARGE = 1.602176634e-19
 class ReadCondition(Settings):
     """How cells are read. Without voltage and bandwidth there is no thermal and no shot noise.
 
-    `elapsed_s` counts from the moment at which drift and 1/f noise start (their `t0_s` after the write).
+    `elapsed_s` is the age of the 1/f noise, counted from its `t0_s` after the write; the cell does not age by it.
     """
 
     voltage_v: Positive | None = Field(default=None, description="read voltage across a cell")

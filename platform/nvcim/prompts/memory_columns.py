@@ -110,7 +110,8 @@ class Columns:
         pedestal = None if "pedestal" not in block else block["pedestal"].reshape(1, 1, -1)
         pieces = self.config.mapping().slices
         alphas = tuple(piece.factor for piece in pieces) if self.config.accumulate == "digital" else (1.0,)
-        plan = ReadPlan(block["weight"][None], None, None, adc, alphas, pedestal)
+        base = None if "base" not in block else block["base"][..., 0].movedim(0, -1)[None]
+        plan = ReadPlan(block["weight"][None], None, None, adc, alphas, pedestal, base=base)
         nothing = torch.zeros(1, dtype=torch.int64)
         return read_array(x.float()[None], plan, self.config, nothing, nothing, Counts())[0]
 
