@@ -12,7 +12,6 @@ from torch import Generator, Tensor, nn
 
 from nvcim.analog.convolution import (
     Convolution,
-    layout_of,
     read_convolution,
     read_convolution_straight_through,
 )
@@ -156,7 +155,7 @@ class AnalogConv2d(AnalogLayer):
         """
         if x.dim() == 3:
             return self(x.unsqueeze(0)).squeeze(0)  # type: ignore[no-any-return]
-        what = self.shape, self.read, self.crossbar, self.shape.padded(x), self.bias, layout_of(x)
+        what = self.shape, self.read, self.crossbar, self.shape.padded(x), self.bias, self.shape.layout_for(x)
         differentiable = torch.is_grad_enabled() and x.requires_grad
         return read_convolution_straight_through(*what) if differentiable else read_convolution(*what)
 

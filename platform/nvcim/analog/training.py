@@ -14,7 +14,6 @@ from torch import Generator, Tensor, nn
 
 from nvcim.analog.convolution import (
     Convolution,
-    layout_of,
     read_convolution,
     read_convolution_straight_through,
 )
@@ -140,7 +139,7 @@ class TrainableAnalogConv2d(TrainableLayer):
         if x.dim() == 3:
             return self(x.unsqueeze(0)).squeeze(0)  # type: ignore[no-any-return]
         master, padded = self._written(), self.shape.padded(x)
-        what = self.shape, self.read, self.crossbar, padded, self.master_bias, layout_of(x)
+        what = self.shape, self.read, self.crossbar, padded, self.master_bias, self.shape.layout_for(x)
         if not torch.is_grad_enabled():
             return read_convolution(*what)
         return read_convolution_straight_through(*what, master)
