@@ -133,6 +133,13 @@ def read_noise_is_uniform(config: CrossbarConfig) -> bool:
     return config.read_noise == 0 and config.read is None and alike
 
 
+def ages(config: CrossbarConfig) -> bool:
+    """Whether time changes anything about these cells or their reads, as far as the device's ageing is known."""
+    cell = config.cell()
+    moving = any((cell.drift, cell.retention, cell.relaxation))
+    return moving or (config.read is not None and cell.read_noise is not None)
+
+
 def _alphas(config: CrossbarConfig) -> tuple[float, ...]:
     digital = config.accumulate == "digital"
     return tuple(piece.factor for piece in config.mapping().slices) if digital else (1.0,)
