@@ -18,6 +18,7 @@ from nvcim.analog.straight_through import Reader, held_weight
 from nvcim.crossbar import Crossbar
 from nvcim.crossbar.patches import drive_patches
 from nvcim.errors import ConfigError
+from nvcim.quantization.computed import in_eval_mode
 
 Layout = torch.memory_format
 
@@ -46,7 +47,8 @@ class Convolution:
         """The shape of a digital layer."""
         pairs = {name: _pair(getattr(conv, name)) for name in ("kernel_size", "stride", "dilation")}
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        last = _channels_last(conv.weight)
+        with in_eval_mode(conv):  # in training, reading a parametrized weight may change it
+            last = _channels_last(conv.weight)
         return cls(
             conv.in_channels,
             conv.groups,

@@ -18,6 +18,7 @@ from nvcim.analog.convolution import (
 from nvcim.analog.straight_through import Reader, read_straight_through
 from nvcim.crossbar import Crossbar, CrossbarConfig
 from nvcim.errors import ConfigError
+from nvcim.quantization.computed import computed, computed_weight, in_eval_mode
 
 
 class AnalogLayer(nn.Module):
@@ -51,6 +52,19 @@ class AnalogLayer(nn.Module):
 
     def _digital_shape(self) -> tuple[int, ...]:
         return self.crossbar.out_features, self.crossbar.in_features
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As nn.Module, which setting an attribute to a parameter comes to.
+
+        Raises:
+            ConfigError: a weight, as code that ties or resizes layers would set it: it lies in cells.
+        """
+        if name == "weight":
+            raise ConfigError(
+                f"the weight of an {type(self).__name__} lies in cells, so it cannot be tied or replaced; tie or "
+                "resize before analogize, skip the layer, or write other weights with crossbar.rewrite"
+            )
+        super().register_parameter(name, param)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -103,7 +117,7 @@ class AnalogLinear(AnalogLayer):
     def from_linear(
         cls, linear: nn.Module, config: CrossbarConfig, generator: Generator | Sequence[Generator]
     ) -> "AnalogLinear":
-        """Program a linear layer's weight, as its parametrizations make it.
+        """Program a linear layer's weight, as its parametrizations and pre-hooks make it in eval mode.
 
         Args:
             linear: nn.Linear, or Hugging Face's Conv1D, which holds its weight as [in, out].
@@ -112,10 +126,11 @@ class AnalogLinear(AnalogLayer):
 
         Raises:
             ConfigError, DeviceError: as `Crossbar.program`.
+            ModelError: as `quantization.computed`.
         """
-        bias = linear.bias
-        assert bias is None or isinstance(bias, Tensor)
-        return cls(Crossbar.program(linear_matrix(linear).detach(), config, generator), bias)
+        with in_eval_mode(linear):
+            matrix, bias = linear_matrix(linear).detach(), computed(linear, "bias")
+        return cls(Crossbar.program(matrix, config, generator), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features] -> [..., out_features]."""
@@ -139,13 +154,16 @@ class AnalogConv2d(AnalogLayer):
     def from_conv(
         cls, conv: nn.Conv2d, config: CrossbarConfig, generator: Generator | Sequence[Generator]
     ) -> "AnalogConv2d":
-        """Program a convolution's weight, as its parametrizations make it.
+        """Program a convolution's weight, as its parametrizations and pre-hooks make it in eval mode.
 
         Raises:
             ConfigError, DeviceError: as `Crossbar.program`.
+            ModelError: as `quantization.computed`.
         """
         shape = Convolution.of(conv)
-        return cls(Crossbar.program(shape.matrix(conv.weight.detach()), config, generator), conv.bias, shape)
+        with in_eval_mode(conv):
+            matrix, bias = shape.matrix(computed_weight(conv).detach()), computed(conv, "bias")
+        return cls(Crossbar.program(matrix, config, generator), bias, shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [batch, in_channels, height, width] or without batch -> the same with out_channels.
@@ -166,6 +184,5 @@ class AnalogConv2d(AnalogLayer):
 
 def linear_matrix(linear: nn.Module) -> Tensor:
     """The weight [in, out] of nn.Linear or Hugging Face's Conv1D."""
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
+    weight = computed_weight(linear)
     return weight.T if isinstance(linear, nn.Linear) else weight

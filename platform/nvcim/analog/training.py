@@ -20,6 +20,7 @@ from nvcim.analog.convolution import (
 from nvcim.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear, linear_matrix
 from nvcim.analog.straight_through import read_trained
 from nvcim.crossbar import Crossbar, CrossbarConfig
+from nvcim.quantization.computed import computed, computed_weight, in_eval_mode
 
 Writes = Literal["every_forward", "on_request"]
 """When the cells are written: at each forward in train(), or by `reprogram` alone."""
@@ -31,7 +32,8 @@ class TrainableLayer(AnalogLayer, ABC):
     In eval() a forward reads the cells as they were last written: call `reprogram` after the last step.
 
     Attributes:
-        master: the digital layer; its parameters are what an optimiser trains. Parametrizations (quantizers) stay.
+        master: the digital layer; its parameters are what an optimiser trains. Parametrizations (quantizers), pruning
+            and normalisation of its weight stay and act at every forward.
         writes: see `Writes`. Every write counts as wear.
     """
 
@@ -60,15 +62,14 @@ class TrainableLayer(AnalogLayer, ABC):
     @property
     def master_bias(self) -> Tensor | None:
         """The master's bias."""
-        bias = self.master.bias
-        assert bias is None or isinstance(bias, Tensor)
-        return bias
+        return computed(self.master, "bias")
 
     def _written(self) -> Tensor:
         """The master weight, after it was written if this forward is to write it."""
+        matrix = self.matrix()
         if self.training and self.writes == "every_forward":
-            self.reprogram()
-        return self.matrix()
+            self.crossbar.rewrite(matrix.detach())
+        return matrix
 
 
 class TrainableAnalogLinear(TrainableLayer):
@@ -82,8 +83,11 @@ class TrainableAnalogLinear(TrainableLayer):
 
         Raises:
             ConfigError, DeviceError: as `Crossbar.program`.
+            ModelError: as `quantization.computed`.
         """
-        return cls(linear, Crossbar.program(linear_matrix(linear).detach(), config, generator), writes)
+        with in_eval_mode(linear):
+            matrix = linear_matrix(linear).detach()
+        return cls(linear, Crossbar.program(matrix, config, generator), writes)
 
     def matrix(self) -> Tensor:
         """[in, out]."""
@@ -116,15 +120,15 @@ class TrainableAnalogConv2d(TrainableLayer):
 
         Raises:
             ConfigError, DeviceError: as `Crossbar.program`.
+            ModelError: as `quantization.computed`.
         """
-        matrix = Convolution.of(conv).matrix(conv.weight.detach())
+        with in_eval_mode(conv):
+            matrix = Convolution.of(conv).matrix(computed_weight(conv).detach())
         return cls(conv, Crossbar.program(matrix, config, generator), writes)
 
     def matrix(self) -> Tensor:
         """[groups, patch, out / groups]."""
-        weight = self.master.weight
-        assert isinstance(weight, Tensor)
-        return self.shape.matrix(weight)
+        return self.shape.matrix(computed_weight(self.master))
 
     def deployed(self) -> AnalogConv2d:
         """An inference layer on these cells."""
