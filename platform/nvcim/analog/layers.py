@@ -3,6 +3,7 @@
 The programming draw is made once, when the layer is made. Gradients reach the inputs, straight through the array.
 """
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -15,8 +16,10 @@ from nvcim.analog.convolution import (
     read_convolution,
     read_convolution_straight_through,
 )
+from nvcim.analog.recomputation import Forwards, may_be_recomputed, recomputing
 from nvcim.analog.straight_through import Reader, read_straight_through
 from nvcim.crossbar import Crossbar, CrossbarConfig
+from nvcim.crossbar.reading import Counts
 from nvcim.errors import ConfigError
 from nvcim.quantization.computed import computed, computed_weight, in_eval_mode
 
@@ -31,6 +34,8 @@ class AnalogLayer(nn.Module):
         crossbar: the array.
         bias: [out], or None.
         read: stands in for the array's own reading; `calibrate` puts a recorder here for a while.
+
+    Under activation checkpointing a forward that is recomputed repeats its reads and counts as none (`recomputation`).
     """
 
     bias: Tensor | None
@@ -39,6 +44,7 @@ class AnalogLayer(nn.Module):
         super().__init__()
         self.crossbar = crossbar
         self.read: Reader | None = None
+        self._forwards: Forwards[Crossbar] = Forwards()
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     @property
@@ -52,6 +58,19 @@ class AnalogLayer(nn.Module):
 
     def _digital_shape(self) -> tuple[int, ...]:
         return self.crossbar.out_features, self.crossbar.in_features
+
+    @property
+    def _moves_on(self) -> bool:
+        """Whether one forward reads other than the next."""
+        return self.crossbar.config.noisy
+
+    def _array_for(self, x: Tensor) -> Crossbar:
+        """What a forward of x reads: the array, or in a forward that is recomputed what it was, to move on alone."""
+        if recomputing():
+            return _as_it_stands(self._forwards.started_from(x) if self._moves_on else self.crossbar)
+        if self._moves_on and may_be_recomputed():
+            self._forwards.remember(_as_it_stands(self.crossbar), x)
+        return self.crossbar
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As nn.Module, which setting an attribute to a parameter comes to.
@@ -134,7 +153,7 @@ class AnalogLinear(AnalogLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features] -> [..., out_features]."""
-        y = (self.read or read_straight_through)(self.crossbar, x.reshape(-1, x.shape[-1]))
+        y = (self.read or read_straight_through)(self._array_for(x), x.reshape(-1, x.shape[-1]))
         y = y.reshape(*x.shape[:-1], self.crossbar.out_features)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
@@ -173,13 +192,21 @@ class AnalogConv2d(AnalogLayer):
         """
         if x.dim() == 3:
             return self(x.unsqueeze(0)).squeeze(0)  # type: ignore[no-any-return]
-        what = self.shape, self.read, self.crossbar, self.shape.padded(x), self.bias, self.shape.layout_for(x)
+        padded, array = self.shape.padded(x), self._array_for(x)
+        what = self.shape, self.read, array, padded, self.bias, self.shape.layout_for(x)
         differentiable = torch.is_grad_enabled() and x.requires_grad
         return read_convolution_straight_through(*what) if differentiable else read_convolution(*what)
 
     def _digital_shape(self) -> tuple[int, ...]:
         groups, _, outputs = self.crossbar.shape
         return groups * outputs, self.shape.in_channels // groups, *self.shape.kernel_size
+
+
+def _as_it_stands(crossbar: Crossbar) -> Crossbar:
+    """A copy that reads on by itself; a crossbar replaces its tensors and never changes them, so it costs nothing."""
+    held = copy.copy(crossbar)
+    held.counts = Counts()
+    return held
 
 
 def linear_matrix(linear: nn.Module) -> Tensor:

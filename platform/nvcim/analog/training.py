@@ -18,6 +18,7 @@ from nvcim.analog.convolution import (
     read_convolution_straight_through,
 )
 from nvcim.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear, linear_matrix
+from nvcim.analog.recomputation import recomputing
 from nvcim.analog.straight_through import read_trained
 from nvcim.crossbar import Crossbar, CrossbarConfig
 from nvcim.quantization.computed import computed, computed_weight, in_eval_mode
@@ -64,12 +65,20 @@ class TrainableLayer(AnalogLayer, ABC):
         """The master's bias."""
         return computed(self.master, "bias")
 
-    def _written(self) -> Tensor:
-        """The master weight, after it was written if this forward is to write it."""
+    @property
+    def _writes_now(self) -> bool:
+        return self.training and self.writes == "every_forward"
+
+    @property
+    def _moves_on(self) -> bool:
+        return self._writes_now or super()._moves_on
+
+    def _written(self, x: Tensor) -> tuple[Tensor, Crossbar]:
+        """The master weight and what to read for x, after the one was written if this forward is to write it."""
         matrix = self.matrix()
-        if self.training and self.writes == "every_forward":
+        if self._writes_now and not recomputing():
             self.crossbar.rewrite(matrix.detach())
-        return matrix
+        return matrix, self._array_for(x)
 
 
 class TrainableAnalogLinear(TrainableLayer):
@@ -99,8 +108,8 @@ class TrainableAnalogLinear(TrainableLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features] -> [..., out_features]."""
-        master, flat = self._written(), x.reshape(-1, x.shape[-1])
-        y = read_trained(self.crossbar, flat, master) if self.read is None else self.read(self.crossbar, flat)
+        (master, array), flat = self._written(x), x.reshape(-1, x.shape[-1])
+        y = read_trained(array, flat, master) if self.read is None else self.read(array, flat)
         y = y.reshape(*x.shape[:-1], self.crossbar.out_features)
         return y if self.master_bias is None else y + self.master_bias.to(y.dtype)
 
@@ -142,8 +151,8 @@ class TrainableAnalogConv2d(TrainableLayer):
         """
         if x.dim() == 3:
             return self(x.unsqueeze(0)).squeeze(0)  # type: ignore[no-any-return]
-        master, padded = self._written(), self.shape.padded(x)
-        what = self.shape, self.read, self.crossbar, padded, self.master_bias, self.shape.layout_for(x)
+        padded, (master, array) = self.shape.padded(x), self._written(x)
+        what = self.shape, self.read, array, padded, self.master_bias, self.shape.layout_for(x)
         if not torch.is_grad_enabled():
             return read_convolution(*what)
         return read_convolution_straight_through(*what, master)
