@@ -82,6 +82,41 @@ def test_a_band_of_small_images_equals_image_by_image() -> None:
     assert torch.allclose(y, conv(x), atol=2e-2)
 
 
+def _images(kind: str) -> torch.Tensor:
+    """[2, 4, 6, 5] in memory as crops and slices of larger images lie, which are contiguous in no format."""
+    last = normal(2, 8, 12, 10).to(memory_format=torch.channels_last)
+    return {
+        "contiguous": normal(2, 4, 6, 5),
+        "channels last": normal(2, 4, 6, 5).to(memory_format=torch.channels_last),
+        "crop": normal(2, 4, 12, 10)[:, :, 2:8, 3:8],
+        "crop of channels last": last[:, :4, 2:8, 3:8],
+        "every second pixel of channels last": last[:, :4, ::2, ::2],
+        "transposed": normal(2, 4, 5, 6).mT,
+        "one image for many": normal(1, 4, 6, 5).expand(2, -1, -1, -1),
+        "three dimensions": normal(6, 5, 4).permute(2, 0, 1),
+    }[kind]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("contiguous", "channels last", "crop", "crop of channels last", "transposed", "three dimensions"),
+        *("every second pixel of channels last", "one image for many"),
+    ],
+)
+def test_outputs_lie_in_memory_as_those_of_torchs_convolution(
+    kind: str, weight_format: torch.memory_format, groups: int
+) -> None:
+    conv = nn.Conv2d(4, 8, 3, padding=1, groups=groups).to(memory_format=weight_format)
+    layer, x = AnalogConv2d.from_conv(conv, FINE, generator()), _images(kind)
+    with torch.no_grad():
+        assert layer(x).stride() == conv(x).stride()
+    traced = x.detach().requires_grad_()
+    assert layer(traced).stride() == conv(traced).stride()
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_convolution_lies_in_memory_as_its_input_does(layout: torch.memory_format) -> None:
     conv = randomised(nn.Conv2d(3, 4, 3))

@@ -1,6 +1,7 @@
 """What time does to a crossbar: drift, relaxation, and what stays as it was."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -169,11 +170,19 @@ def test_settings_alone_make_the_noise_however_an_array_is_put_together() -> Non
     )
 
 
-def test_devices_without_known_ageing_do_not_age() -> None:
+def test_devices_without_known_ageing_do_not_age_and_say_so() -> None:
     crossbar = Crossbar.program(normal(40, 13), CrossbarConfig(), generator())
     before = crossbar.read_weight()
-    crossbar.age(1e9)
+    with pytest.warns(UserWarning, match="device FeFET2: its drift, retention and relaxation are unknown"):
+        crossbar.age(1e9)
     assert torch.allclose(crossbar.read_weight(), before, atol=1e-5)
+
+
+def test_devices_with_known_ageing_age_without_a_warning() -> None:
+    for config in (pcm(), CrossbarConfig(device="RRAM_Wan2022")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Crossbar.program(torch.ones(3, 3), config, generator()).age(1.0)
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])

@@ -19,6 +19,9 @@ from nvcim.errors import ConfigError
 WAYS = ["rows", "columns", "both"]
 Tile = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
+# Devices without ageing data warn when they age.
+pytestmark = pytest.mark.filterwarnings("ignore:device .* its drift")
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -10,6 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from nvcim.crossbar import Crossbar, CrossbarConfig
 
+# Devices without ageing data warn when they age.
+pytestmark = pytest.mark.filterwarnings("ignore:device .* its drift")
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

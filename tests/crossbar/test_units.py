@@ -107,6 +107,7 @@ def test_a_stack_reads_arrays_of_all_magnitudes_as_they_read_themselves() -> Non
         assert torch.equal(own.matmul(x), together)
 
 
+@pytest.mark.filterwarnings("ignore:device .* its drift")
 def test_a_state_keeps_its_magnitude() -> None:
     config, x = CrossbarConfig(read_noise=0.05, rows=16), normal(5, 37, seed=1)
     crossbar = Crossbar.program(normal(37, 21) * 2.0**-80, config, generator())

@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from nvcim.analog.recomputation import Forwards, may_be_recomputed, recomputing
 from nvcim.analog.straight_through import read_trained
 from nvcim.crossbar import Crossbar, CrossbarConfig
 from nvcim.errors import ConfigError
@@ -90,6 +91,7 @@ class AnalogProducts(nn.Module):
         config.mapping()
         self.config = config
         self.register_buffer("seed", torch.randint(2**63 - 1, (), generator=generator))
+        self._forwards: Forwards[int] = Forwards()  # by number
         self.register_buffer("counted", torch.zeros(3, dtype=torch.int64))  # calls, cells, pulses
 
     @property
@@ -128,20 +130,31 @@ class AnalogProducts(nn.Module):
         batch, heads, queries, _ = query.shape
         if heads % key.shape[1]:
             raise ConfigError(f"{heads} query heads cannot share {key.shape[1]} key heads evenly")
-        streams = [named_generator(int(self.seed), "call", int(self.counted[0]), name) for name in "kv"]
+        call = self._call(query, key, value)
+        streams = [named_generator(int(self.seed), "call", call, name) for name in "kv"]
         grouped = query.reshape(batch, key.shape[1], -1, query.shape[-1])
         scores = self._product(grouped, key.mT, streams[0]).reshape(batch, heads, queries, -1)
         weights = _softmax(scores, mask, scale, dropout if self.training else 0.0)
         shared = weights.reshape(batch, key.shape[1], -1, weights.shape[-1])
         output = self._product(shared, value, streams[1]).reshape(batch, heads, queries, -1)
-        self.counted[0] += 1
+        self.counted[0] += not recomputing()
         return output, weights
+
+    def _call(self, *inputs: Tensor) -> int:
+        """The number of this call: a new one, or in a forward that is recomputed what it was."""
+        if recomputing():
+            return self._forwards.started_from(*inputs)
+        call = int(self.counted[0])
+        if may_be_recomputed():
+            self._forwards.remember(call, *inputs)
+        return call
 
     def _product(self, inputs: Tensor, weight: Tensor, generator: Generator) -> Tensor:
         crossbar = Crossbar.program(weight, self.config, generator)
-        wear = crossbar.wear()
-        self.counted[1] += wear.numel()
-        self.counted[2] += wear.sum(dtype=torch.int64)
+        if not recomputing():
+            wear = crossbar.wear()
+            self.counted[1] += wear.numel()
+            self.counted[2] += wear.sum(dtype=torch.int64)
         return read_trained(crossbar, inputs, weight)
 
     def extra_repr(self) -> str:

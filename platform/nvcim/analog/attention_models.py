@@ -4,7 +4,6 @@ Hugging Face models that look their attention up in the registry of transformers
 are told to use the entry that this module registers. What it costs is said in `attention`.
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from nvcim.analog.attention import AnalogProducts, SplitAttention, split_attenti
 from nvcim.analog.replacing import replace_modules
 from nvcim.crossbar import CrossbarConfig
 from nvcim.errors import ConfigError
+from nvcim.quantization.computed import copied
 from nvcim.randomness import named_generator
 
 IMPLEMENTATION = "nvcim_crossbar"
@@ -37,7 +37,7 @@ def with_analog_attention(model: nn.Module, config: CrossbarConfig, generator: G
         DeviceError: the catalogue does not hold the device.
     """
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
-    converted = replace_modules(copy.deepcopy(model), lambda _, module: split_attention(module))
+    converted = replace_modules(copied(model), lambda _, module: split_attention(module))
     found = _attentions(converted)
     if not found:
         raise ConfigError(

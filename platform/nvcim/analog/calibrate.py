@@ -12,6 +12,7 @@ from nvcim.analog.layers import AnalogLayer
 from nvcim.crossbar import Crossbar
 from nvcim.crossbar.calibration import CalibrationMethod
 from nvcim.errors import ConfigError
+from nvcim.quantization.computed import in_eval_mode
 
 # Currents of one layer that its calibration looks at: 32 MiB of float32.
 _CURRENTS = 2**23
@@ -48,14 +49,17 @@ def calibrate(
     if not layers:
         raise ConfigError("no array to calibrate: none has adc_bits and adc_scaling: calibrated")
     recorders = {name: _Recorder(layer.crossbar, vectors) for name, layer in layers.items()}
-    with torch.no_grad(), _in_eval_mode(model), _recording(layers, recorders):
+    with torch.no_grad(), in_eval_mode(model), _recording(layers, recorders):
         for batch in batches:
             _run(model, batch)
     for name, recorder in recorders.items():
         if not recorder.kept:
             raise ConfigError(f"no batch reached layer '{name}', so there is nothing to calibrate it on")
     for name, layer in layers.items():
-        layer.crossbar.calibrate(torch.cat(recorders[name].kept, dim=-2), method, percentile)
+        try:
+            layer.crossbar.calibrate(torch.cat(recorders[name].kept, dim=-2), method, percentile)
+        except ConfigError as error:
+            raise ConfigError(f"layer '{name}': {error}") from error
 
 
 class _Recorder:
@@ -107,14 +111,3 @@ def _recording(layers: Mapping[str, AnalogLayer], recorders: Mapping[str, _Recor
     finally:
         for layer in layers.values():
             layer.read = None
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

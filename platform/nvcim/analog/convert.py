@@ -1,6 +1,5 @@
 """Put a trained model on crossbars, for inference or for training with them in the loop."""
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
@@ -15,9 +14,13 @@ from nvcim.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear
 from nvcim.analog.replacing import replace_modules
 from nvcim.analog.training import TrainableAnalogConv2d, TrainableAnalogLinear, TrainableLayer, Writes
 from nvcim.crossbar import CrossbarConfig
-from nvcim.errors import ConfigError
+from nvcim.errors import ConfigError, ModelError
+from nvcim.quantization.computed import computed, computed_weight, copied, in_eval_mode, made_plain
 from nvcim.quantization.dorefa import QuantizedInput
 from nvcim.randomness import named_generator
+
+# Height and width of an image that tells one convolution from another.
+_PROBE = (32, 32)
 
 _Program = Callable[[Any, CrossbarConfig, Generator], AnalogLayer]
 
@@ -32,8 +35,9 @@ def analogize(
     """Return a copy of `model` whose linear layers and convolutions are programmed into crossbars.
 
     That is every nn.Linear, nn.Conv2d, Hugging Face Conv1D, and the projections of nn.MultiheadAttention, which becomes
-    a `SplitAttention`. Weights are read as the model uses them, so parametrized (quantized) layers are written in
-    quantized form; inputs that DoReFa quantizes stay quantized, other forward hooks of a layer are left behind.
+    a `SplitAttention`. Weights are read as the model uses them in eval mode: parametrized (quantized) layers are
+    written in quantized form, and pruning, weight_norm and spectral_norm of torch.nn.utils are run first. Inputs that
+    DoReFa quantizes stay quantized, other forward hooks of a layer are left behind.
     Everything else stays digital; `describe` lists it with reasons. A head whose weight is tied to an embedding is
     written into cells of its own, and the embedding stays a digital look-up of the old weights. Each layer draws from a
     stream of its own name: skipping one changes no other.
@@ -48,6 +52,8 @@ def analogize(
     Raises:
         ConfigError: `skip` names a module that the model does not have, a pattern fits no layer, or a weight cannot be
             programmed.
+        ModelError: a layer whose weight unknown hooks compute, or a subclass whose own forward is another function of
+            the weight.
         DeviceError: the catalogue does not hold the device.
     """
     return _converted(
@@ -83,13 +89,13 @@ def deploy(model: nn.Module) -> nn.Module:
     def deployed(_: str, module: nn.Module) -> nn.Module | None:
         return _with_inputs_of(module, module.deployed()) if isinstance(module, TrainableLayer) else None
 
-    return replace_modules(copy.deepcopy(model), deployed)
+    return replace_modules(copied(model), deployed)
 
 
 def to_digital(model: nn.Module) -> nn.Module:
     """A copy whose layers in training are their digital masters again, for another chip or a checkpoint."""
     return replace_modules(
-        copy.deepcopy(model), lambda _, module: module.master if isinstance(module, TrainableLayer) else None
+        copied(model), lambda _, module: module.master if isinstance(module, TrainableLayer) else None
     )
 
 
@@ -126,7 +132,11 @@ def _converted(
     programmed: list[str] = []
 
     def split(name: str, module: nn.Module) -> nn.Module | None:
-        return None if _skipped(name, skip) else split_attention(module)
+        if _skipped(name, skip):
+            return None
+        if isinstance(module, nn.MultiheadAttention):
+            made_plain(module)
+        return split_attention(module)
 
     def program(name: str, module: nn.Module) -> nn.Module | None:
         if isinstance(module, AnalogLayer):
@@ -136,16 +146,51 @@ def _converted(
         programmed.append(name)
         own = next((layers[pattern] for pattern in layers if fnmatchcase(name, pattern)), config)
         make = conv if isinstance(module, nn.Conv2d) else linear
-        made = make(module, own, named_generator(seed, name)).train(module.training)
+        try:
+            _check_forward(module)
+            made = make(module, own, named_generator(seed, name)).train(module.training)
+        except (ConfigError, ModelError) as error:
+            raise type(error)(f"layer '{name}': {error}") from error
         return _with_inputs_of(module, made)
 
-    converted = replace_modules(replace_modules(copy.deepcopy(model), split), program)
+    converted = replace_modules(replace_modules(copied(model), split), program)
     for pattern in layers:
         if not any(fnmatchcase(name, pattern) for name in programmed):
             raise ConfigError(
                 f"layers names '{pattern}', which fits no layer; layers: {', '.join(programmed)}"
             )
     return converted
+
+
+def _check_forward(layer: nn.Module) -> None:
+    """Refuse a subclass, or a layer whose forward was replaced, that does not compute what its kind computes."""
+    kind: type[nn.Module] = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    stock = type(layer).forward is kind.forward and "forward" not in vars(layer)
+    stock = stock and getattr(type(layer), "_conv_forward", None) is getattr(kind, "_conv_forward", None)
+    if stock or is_conv1d(layer):
+        return
+    with torch.no_grad(), in_eval_mode(layer):
+        weight, bias = computed_weight(layer), computed(layer, "bias")
+        conv = isinstance(layer, nn.Conv2d)
+        features = (layer.in_channels, *_PROBE) if conv else weight.shape[1:2]
+        x = torch.randn(2, *features, generator=torch.Generator().manual_seed(0)).to(weight)
+        try:
+            y = layer.forward(x)
+        except Exception as error:
+            raise ModelError(
+                f"{type(layer).__name__} has a forward of its own that fails ({error}); skip it"
+            ) from error
+        if isinstance(layer, nn.Conv2d):
+            expected = nn.Conv2d._conv_forward(layer, x, weight, bias)
+        else:
+            expected = nn.functional.linear(x, weight, bias)
+        if y.shape != expected.shape or not torch.allclose(
+            y, expected, rtol=0.02, atol=0.02 * float(expected.abs().max())
+        ):
+            raise ModelError(
+                f"{type(layer).__name__} has a forward of its own that is not that of {kind.__name__} with its weight; "
+                "skip it"
+            )
 
 
 def _with_inputs_of(layer: nn.Module, made: AnalogLayer) -> AnalogLayer:

@@ -18,6 +18,7 @@ from nvcim.analog.straight_through import Reader, held_weight
 from nvcim.crossbar import Crossbar
 from nvcim.crossbar.patches import drive_patches
 from nvcim.errors import ConfigError
+from nvcim.quantization.computed import in_eval_mode
 
 Layout = torch.memory_format
 
@@ -27,7 +28,10 @@ _PATCH_ELEMENTS = 2**19
 
 @dataclass(frozen=True)
 class Convolution:
-    """Shape of a convolution; (height, width) each. `padding` is left, right, top, bottom."""
+    """Shape of a convolution; (height, width) each. `padding` is left, right, top, bottom.
+
+    `channels_last`: whether the digital layer's weight lies so in memory, which its outputs then do too.
+    """
 
     in_channels: int
     groups: int
@@ -36,13 +40,27 @@ class Convolution:
     dilation: tuple[int, int]
     padding: tuple[int, int, int, int]
     padding_mode: str
+    channels_last: bool = False
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "Convolution":
         """The shape of a digital layer."""
         pairs = {name: _pair(getattr(conv, name)) for name in ("kernel_size", "stride", "dilation")}
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        return cls(conv.in_channels, conv.groups, **pairs, padding=_padding(conv), padding_mode=mode)
+        with in_eval_mode(conv):  # in training, reading a parametrized weight may change it
+            last = _channels_last(conv.weight)
+        return cls(
+            conv.in_channels,
+            conv.groups,
+            **pairs,
+            padding=_padding(conv),
+            padding_mode=mode,
+            channels_last=last,
+        )
+
+    def layout_for(self, x: Tensor) -> Layout:
+        """How torch's own convolution of images [batch, channels, h, w] lays its output out in memory."""
+        return torch.channels_last if self.channels_last or _channels_last(x) else torch.contiguous_format
 
     def padded(self, x: Tensor) -> Tensor:
         """Pad images [batch, in_channels, h, w]; the channels of the result lie side by side in memory.
@@ -200,10 +218,16 @@ def _read_band(band: Tensor, read: Reader | None, crossbar: Crossbar) -> Tensor:
     return (read or Crossbar.matmul)(crossbar, vectors)
 
 
-def layout_of(x: Tensor) -> Layout:
-    """How images lie in memory; their convolution lies alike, as torch has it."""
-    contiguous = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
-    return torch.contiguous_format if contiguous else torch.channels_last
+def _channels_last(x: Tensor) -> bool:
+    """Whether strides rise in the order of channels_last, gaps allowed: torch's own rule (c10/core/MemoryFormat.h)."""
+    if x.dim() != 4 or 0 in x.shape or x.stride(1) == 0:
+        return False
+    least = 0
+    for axis in (1, 3, 2, 0):
+        if x.stride(axis) < least or (axis == 0 and least == x.stride(1)):
+            return False
+        least = x.stride(axis) * x.shape[axis]
+    return True
 
 
 def _bands(patches: Tensor) -> Iterator[tuple[slice, slice]]:

@@ -3,6 +3,7 @@
 The programming draw is made once, when the layer is made. Gradients reach the inputs, straight through the array.
 """
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -12,13 +13,15 @@ from torch import Generator, Tensor, nn
 
 from nvcim.analog.convolution import (
     Convolution,
-    layout_of,
     read_convolution,
     read_convolution_straight_through,
 )
+from nvcim.analog.recomputation import Forwards, may_be_recomputed, recomputing
 from nvcim.analog.straight_through import Reader, read_straight_through
 from nvcim.crossbar import Crossbar, CrossbarConfig
+from nvcim.crossbar.reading import Counts
 from nvcim.errors import ConfigError
+from nvcim.quantization.computed import computed, computed_weight, in_eval_mode
 
 
 class AnalogLayer(nn.Module):
@@ -31,6 +34,8 @@ class AnalogLayer(nn.Module):
         crossbar: the array.
         bias: [out], or None.
         read: stands in for the array's own reading; `calibrate` puts a recorder here for a while.
+
+    Under activation checkpointing a forward that is recomputed repeats its reads and counts as none (`recomputation`).
     """
 
     bias: Tensor | None
@@ -39,6 +44,7 @@ class AnalogLayer(nn.Module):
         super().__init__()
         self.crossbar = crossbar
         self.read: Reader | None = None
+        self._forwards: Forwards[Crossbar] = Forwards()
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     @property
@@ -52,6 +58,32 @@ class AnalogLayer(nn.Module):
 
     def _digital_shape(self) -> tuple[int, ...]:
         return self.crossbar.out_features, self.crossbar.in_features
+
+    @property
+    def _moves_on(self) -> bool:
+        """Whether one forward reads other than the next."""
+        return self.crossbar.config.noisy
+
+    def _array_for(self, x: Tensor) -> Crossbar:
+        """What a forward of x reads: the array, or in a forward that is recomputed what it was, to move on alone."""
+        if recomputing():
+            return _as_it_stands(self._forwards.started_from(x) if self._moves_on else self.crossbar)
+        if self._moves_on and may_be_recomputed():
+            self._forwards.remember(_as_it_stands(self.crossbar), x)
+        return self.crossbar
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As nn.Module, which setting an attribute to a parameter comes to.
+
+        Raises:
+            ConfigError: a weight, as code that ties or resizes layers would set it: it lies in cells.
+        """
+        if name == "weight":
+            raise ConfigError(
+                f"the weight of an {type(self).__name__} lies in cells, so it cannot be tied or replaced; tie or "
+                "resize before analogize, skip the layer, or write other weights with crossbar.rewrite"
+            )
+        super().register_parameter(name, param)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -104,7 +136,7 @@ class AnalogLinear(AnalogLayer):
     def from_linear(
         cls, linear: nn.Module, config: CrossbarConfig, generator: Generator | Sequence[Generator]
     ) -> "AnalogLinear":
-        """Program a linear layer's weight, as its parametrizations make it.
+        """Program a linear layer's weight, as its parametrizations and pre-hooks make it in eval mode.
 
         Args:
             linear: nn.Linear, or Hugging Face's Conv1D, which holds its weight as [in, out].
@@ -113,14 +145,15 @@ class AnalogLinear(AnalogLayer):
 
         Raises:
             ConfigError, DeviceError: as `Crossbar.program`.
+            ModelError: as `quantization.computed`.
         """
-        bias = linear.bias
-        assert bias is None or isinstance(bias, Tensor)
-        return cls(Crossbar.program(linear_matrix(linear).detach(), config, generator), bias)
+        with in_eval_mode(linear):
+            matrix, bias = linear_matrix(linear).detach(), computed(linear, "bias")
+        return cls(Crossbar.program(matrix, config, generator), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features] -> [..., out_features]."""
-        y = (self.read or read_straight_through)(self.crossbar, x.reshape(-1, x.shape[-1]))
+        y = (self.read or read_straight_through)(self._array_for(x), x.reshape(-1, x.shape[-1]))
         y = y.reshape(*x.shape[:-1], self.crossbar.out_features)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
@@ -140,13 +173,16 @@ class AnalogConv2d(AnalogLayer):
     def from_conv(
         cls, conv: nn.Conv2d, config: CrossbarConfig, generator: Generator | Sequence[Generator]
     ) -> "AnalogConv2d":
-        """Program a convolution's weight, as its parametrizations make it.
+        """Program a convolution's weight, as its parametrizations and pre-hooks make it in eval mode.
 
         Raises:
             ConfigError, DeviceError: as `Crossbar.program`.
+            ModelError: as `quantization.computed`.
         """
         shape = Convolution.of(conv)
-        return cls(Crossbar.program(shape.matrix(conv.weight.detach()), config, generator), conv.bias, shape)
+        with in_eval_mode(conv):
+            matrix, bias = shape.matrix(computed_weight(conv).detach()), computed(conv, "bias")
+        return cls(Crossbar.program(matrix, config, generator), bias, shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [batch, in_channels, height, width] or without batch -> the same with out_channels.
@@ -156,7 +192,8 @@ class AnalogConv2d(AnalogLayer):
         """
         if x.dim() == 3:
             return self(x.unsqueeze(0)).squeeze(0)  # type: ignore[no-any-return]
-        what = self.shape, self.read, self.crossbar, self.shape.padded(x), self.bias, layout_of(x)
+        padded, array = self.shape.padded(x), self._array_for(x)
+        what = self.shape, self.read, array, padded, self.bias, self.shape.layout_for(x)
         differentiable = torch.is_grad_enabled() and x.requires_grad
         return read_convolution_straight_through(*what) if differentiable else read_convolution(*what)
 
@@ -165,8 +202,14 @@ class AnalogConv2d(AnalogLayer):
         return groups * outputs, self.shape.in_channels // groups, *self.shape.kernel_size
 
 
+def _as_it_stands(crossbar: Crossbar) -> Crossbar:
+    """A copy that reads on by itself; a crossbar replaces its tensors and never changes them, so it costs nothing."""
+    held = copy.copy(crossbar)
+    held.counts = Counts()
+    return held
+
+
 def linear_matrix(linear: nn.Module) -> Tensor:
     """The weight [in, out] of nn.Linear or Hugging Face's Conv1D."""
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
+    weight = computed_weight(linear)
     return weight.T if isinstance(linear, nn.Linear) else weight

@@ -14,13 +14,14 @@ from torch import Generator, Tensor, nn
 
 from nvcim.analog.convolution import (
     Convolution,
-    layout_of,
     read_convolution,
     read_convolution_straight_through,
 )
 from nvcim.analog.layers import AnalogConv2d, AnalogLayer, AnalogLinear, linear_matrix
+from nvcim.analog.recomputation import recomputing
 from nvcim.analog.straight_through import read_trained
 from nvcim.crossbar import Crossbar, CrossbarConfig
+from nvcim.quantization.computed import computed, computed_weight, in_eval_mode
 
 Writes = Literal["every_forward", "on_request"]
 """When the cells are written: at each forward in train(), or by `reprogram` alone."""
@@ -32,7 +33,8 @@ class TrainableLayer(AnalogLayer, ABC):
     In eval() a forward reads the cells as they were last written: call `reprogram` after the last step.
 
     Attributes:
-        master: the digital layer; its parameters are what an optimiser trains. Parametrizations (quantizers) stay.
+        master: the digital layer; its parameters are what an optimiser trains. Parametrizations (quantizers), pruning
+            and normalisation of its weight stay and act at every forward.
         writes: see `Writes`. Every write counts as wear.
     """
 
@@ -61,15 +63,22 @@ class TrainableLayer(AnalogLayer, ABC):
     @property
     def master_bias(self) -> Tensor | None:
         """The master's bias."""
-        bias = self.master.bias
-        assert bias is None or isinstance(bias, Tensor)
-        return bias
+        return computed(self.master, "bias")
 
-    def _written(self) -> Tensor:
-        """The master weight, after it was written if this forward is to write it."""
-        if self.training and self.writes == "every_forward":
-            self.reprogram()
-        return self.matrix()
+    @property
+    def _writes_now(self) -> bool:
+        return self.training and self.writes == "every_forward"
+
+    @property
+    def _moves_on(self) -> bool:
+        return self._writes_now or super()._moves_on
+
+    def _written(self, x: Tensor) -> tuple[Tensor, Crossbar]:
+        """The master weight and what to read for x, after the one was written if this forward is to write it."""
+        matrix = self.matrix()
+        if self._writes_now and not recomputing():
+            self.crossbar.rewrite(matrix.detach())
+        return matrix, self._array_for(x)
 
 
 class TrainableAnalogLinear(TrainableLayer):
@@ -83,8 +92,11 @@ class TrainableAnalogLinear(TrainableLayer):
 
         Raises:
             ConfigError, DeviceError: as `Crossbar.program`.
+            ModelError: as `quantization.computed`.
         """
-        return cls(linear, Crossbar.program(linear_matrix(linear).detach(), config, generator), writes)
+        with in_eval_mode(linear):
+            matrix = linear_matrix(linear).detach()
+        return cls(linear, Crossbar.program(matrix, config, generator), writes)
 
     def matrix(self) -> Tensor:
         """[in, out]."""
@@ -96,8 +108,8 @@ class TrainableAnalogLinear(TrainableLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features] -> [..., out_features]."""
-        master, flat = self._written(), x.reshape(-1, x.shape[-1])
-        y = read_trained(self.crossbar, flat, master) if self.read is None else self.read(self.crossbar, flat)
+        (master, array), flat = self._written(x), x.reshape(-1, x.shape[-1])
+        y = read_trained(array, flat, master) if self.read is None else self.read(array, flat)
         y = y.reshape(*x.shape[:-1], self.crossbar.out_features)
         return y if self.master_bias is None else y + self.master_bias.to(y.dtype)
 
@@ -117,15 +129,15 @@ class TrainableAnalogConv2d(TrainableLayer):
 
         Raises:
             ConfigError, DeviceError: as `Crossbar.program`.
+            ModelError: as `quantization.computed`.
         """
-        matrix = Convolution.of(conv).matrix(conv.weight.detach())
+        with in_eval_mode(conv):
+            matrix = Convolution.of(conv).matrix(computed_weight(conv).detach())
         return cls(conv, Crossbar.program(matrix, config, generator), writes)
 
     def matrix(self) -> Tensor:
         """[groups, patch, out / groups]."""
-        weight = self.master.weight
-        assert isinstance(weight, Tensor)
-        return self.shape.matrix(weight)
+        return self.shape.matrix(computed_weight(self.master))
 
     def deployed(self) -> AnalogConv2d:
         """An inference layer on these cells."""
@@ -139,8 +151,8 @@ class TrainableAnalogConv2d(TrainableLayer):
         """
         if x.dim() == 3:
             return self(x.unsqueeze(0)).squeeze(0)  # type: ignore[no-any-return]
-        master, padded = self._written(), self.shape.padded(x)
-        what = self.shape, self.read, self.crossbar, padded, self.master_bias, layout_of(x)
+        padded, (master, array) = self.shape.padded(x), self._written(x)
+        what = self.shape, self.read, array, padded, self.master_bias, self.shape.layout_for(x)
         if not torch.is_grad_enabled():
             return read_convolution(*what)
         return read_convolution_straight_through(*what, master)

@@ -5,6 +5,7 @@ turns cells into the linear map that a read sees. The cells themselves are a fun
 and of a device's key (programming.py), so a crossbar keeps those and makes its cells again when it needs them.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil, prod
@@ -12,7 +13,12 @@ from math import ceil, prod
 import torch
 from torch import Generator, Tensor
 
-from nvcim.crossbar.calibration import CalibrationMethod, calibrated_ranges
+from nvcim.crossbar.calibration import (
+    CalibrationMethod,
+    calibrated_ranges,
+    range_after_rewrite,
+    range_where_nothing_flowed,
+)
 from nvcim.crossbar.cell_reads import read_every_cell
 from nvcim.crossbar.converters import Driven, make_adc
 from nvcim.crossbar.mapping import quantize_symmetric
@@ -21,7 +27,7 @@ from nvcim.crossbar.programming import Cells, Writing, remapped, write_cells
 from nvcim.crossbar.reading import Counts, ReadPlan, read_array, read_driven
 from nvcim.crossbar.remapping import place_shapes
 from nvcim.crossbar.settings import CrossbarConfig
-from nvcim.crossbar.written import Written, write_arrays
+from nvcim.crossbar.written import Written, ages, write_arrays
 from nvcim.errors import ConfigError
 
 
@@ -82,7 +88,7 @@ class Crossbar:
     def rewrite(self, weight: Tensor, importance: Tensor | None = None) -> None:
         """Write other weights into the same cells: a new draw, the same stuck cells, and one write more of wear.
 
-        Calibrated ADC ranges stay as they are.
+        Calibrated ADCs stay set to the currents they are set to: in units of outputs their ranges go with the scale.
 
         Args:
             weight, importance: as `program`, of this crossbar's shape.
@@ -95,8 +101,11 @@ class Crossbar:
             raise ConfigError(f"weight has shape {tuple(weight.shape)}; these cells take {tuple(self.shape)}")
         old = self._writing()
         again = write_arrays(_writing(weight, self.config, old.keys, old.writes + 1, importance), self.config)
-        kept = self._written.reach if self.config.adc_scaling == "calibrated" else again.reach
-        self._written = replace(again, wear=self._written.wear + again.wear, reach=kept)
+        reach = again.reach
+        if self._written.reach is not None and self.config.adc_scaling == "calibrated":
+            assert again.writing is not None
+            reach = range_after_rewrite(self._written.reach, old.scale, again.writing.scale)
+        self._written = replace(again, wear=self._written.wear + again.wear, reach=reach)
         self.clock_s, self._plan = 0.0, None
 
     def age(self, seconds: float) -> None:
@@ -106,10 +115,15 @@ class Crossbar:
 
         Raises:
             ConfigError: a negative time, or a stack (age its members).
+
+        Warns:
+            UserWarning: no ageing of the device is known: the clock moves on, and nothing else.
         """
         if not 0 <= seconds < float("inf"):
             raise ConfigError(f"a crossbar can age by 0 seconds or more (given: {seconds})")
         aged = write_arrays(self._writing(), self.config, self.clock_s + seconds)
+        if seconds > 0 and not ages(self.config):
+            warnings.warn(_no_ageing(self.config.device), stacklevel=2)
         self._written = replace(aged, wear=self._written.wear, reach=self._written.reach)
         self.clock_s, self._plan = self.clock_s + seconds, None
 
@@ -132,9 +146,12 @@ class Crossbar:
             raise ConfigError("a stack does not know the errors of its members' ADCs; calibrate the members")
         self._check_input(x)
         plan = self._plan_of(replace(self._written, reach=None))
-        found = calibrated_ranges(self._vectors(x), plan, self.config, method, percentile)
-        found = found if plan.unit is None else found * plan.unit[:, None]
-        self._written, self._plan = replace(self._written, reach=found), None
+        reach = calibrated_ranges(self._vectors(x), plan, self.config, method, percentile)
+        reach = reach if plan.unit is None else reach * plan.unit[:, None]
+        if self._written.writing is not None:
+            scale = self._written.writing.scale
+            reach = range_where_nothing_flowed(reach, scale, self.config, self.in_features)
+        self._written, self._plan = replace(self._written, reach=reach), None
 
     @classmethod
     def stack(cls, crossbars: Sequence["Crossbar"]) -> "Crossbar":
@@ -409,6 +426,13 @@ class Crossbar:
             raise ConfigError(f"input has shape {tuple(x.shape)}; this crossbar takes {expected}")
         if not x.is_floating_point():
             raise ConfigError(f"input has type {x.dtype}; a crossbar takes floating point")
+
+
+def _no_ageing(device: str) -> str:
+    return (
+        f"device {device}: its drift, retention and relaxation are unknown, so time changes nothing in this model; "
+        "give them in a catalogue of your own"
+    )
 
 
 def _device_keys(generator: Generator | Sequence[Generator], devices: int) -> Tensor:

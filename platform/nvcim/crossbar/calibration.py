@@ -1,6 +1,8 @@
 """ADC ranges from data: what the bit lines really carry, per tile or per column.
 
-The full scale of an ADC is in units of the DAC's full scale, so it holds for loud and quiet vectors alike.
+The full scale of an ADC is in units of the DAC's full scale, so it holds for loud and quiet vectors alike. What an ADC
+is set to is a current, so when other weights are written its range in units of outputs goes with their scale
+(`range_after_rewrite`). Where a scale is 0 nothing is carried, and ranges are kept as if it were 1.
 """
 
 from typing import Literal
@@ -35,13 +37,17 @@ def calibrated_ranges(
         percentile: of the first method, 0..100.
 
     Returns:
-        [devices, groups, row tiles, out]; 0 for a column that never carries anything.
+        [devices, groups, row tiles, out]; 0 where nothing is ever carried (`range_where_nothing_flowed`).
 
     Raises:
-        ConfigError: no vectors, NaN or infinity, or a percentile outside 0..100.
+        ConfigError: no vectors, NaN or infinity, nothing but zeros, or a percentile outside 0..100.
     """
     if x.shape[1] == 0 or not bool(torch.isfinite(x).all()):
         raise ConfigError("calibration needs at least one input vector, without NaN or infinity")
+    if not bool(x.any()):
+        raise ConfigError(
+            "all calibration inputs are zero, and no ADC range can be told from them; give vectors like those to come"
+        )
     if not 0 < percentile <= 100:
         raise ConfigError(f"percentile must lie above 0 and at most at 100 (given: {percentile})")
     assert config.adc_bits is not None
@@ -56,6 +62,40 @@ def calibrated_ranges(
             ranges.append(found.expand(*found.shape[:2], part.shape[-1]))
         groups.append(torch.cat(ranges, dim=-1))
     return torch.stack(groups, dim=1)
+
+
+def range_where_nothing_flowed(reach: Tensor, scale: Tensor, config: CrossbarConfig, inputs: int) -> Tensor:
+    """Give ADCs that carried nothing in calibration a range too: later inputs or weights may reach them.
+
+    They get the widest range of their device; where all of it carried nothing, the largest current there can be.
+
+    Args:
+        reach: as `calibrated_ranges` gives it, [devices, groups, row tiles, out].
+        scale: of the weights, [devices, 1, out].
+        config: of the array.
+        inputs: word lines of all row tiles.
+    """
+    unit = _as_if_one(scale)[:, None]
+    carried = torch.where(scale[:, None] > 0, reach / unit, 0.0)
+    widest = carried.amax(dim=(1, 2, 3), keepdim=True)
+    factors = [piece.factor for piece in config.mapping().slices]
+    most = min(config.rows, inputs) * (1.0 if config.accumulate == "digital" else sum(factors))
+    return torch.where(carried > 0, carried, torch.where(widest > 0, widest, most)) * unit
+
+
+def range_after_rewrite(reach: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """The ranges of ADCs that stay set as they are, when weights of another scale are written.
+
+    Args:
+        reach: [devices, groups, row tiles, out].
+        before, after: scales, [devices, 1, out].
+    """
+    return reach * (_as_if_one(after) / _as_if_one(before))[:, None]
+
+
+def _as_if_one(scale: Tensor) -> Tensor:
+    """Scales, 1 in the place of 0."""
+    return torch.where(scale > 0, scale, 1.0)
 
 
 def _percentile(magnitudes: Tensor, percentile: float) -> Tensor:

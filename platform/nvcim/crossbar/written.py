@@ -170,6 +170,13 @@ def _unit(writing: Writing, config: CrossbarConfig) -> Tensor | None:
     return own_units(writing.scale.amax(dim=2, keepdim=True) * config.mapping().top)
 
 
+def ages(config: CrossbarConfig) -> bool:
+    """Whether time changes anything about these cells or their reads, as far as the device's ageing is known."""
+    cell = config.cell()
+    moving = any((cell.drift, cell.retention, cell.relaxation))
+    return moving or (config.read is not None and cell.read_noise is not None)
+
+
 def _alphas(config: CrossbarConfig) -> tuple[float, ...]:
     digital = config.accumulate == "digital"
     return tuple(piece.factor for piece in config.mapping().slices) if digital else (1.0,)

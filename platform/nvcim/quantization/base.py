@@ -7,9 +7,10 @@ hardware would hold, whoever reads it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Self
 
 import torch
 from pydantic import Field, field_validator
@@ -18,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from nvcim.config import Settings
 from nvcim.errors import ModelError
+from nvcim.quantization.computed import computed_weight, what_computes
 from nvcim.quantization.packing import PackedTensor, pack_weight
 
 Side = dict[str, Tensor]
@@ -66,6 +68,11 @@ class WeightMemory:
     def ratio(self) -> float:
         """How many times smaller the quantized weights are."""
         return self.float32_bytes / self.quantized_bytes
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Half precision as float32, in which levels are computed before a weight's own type rounds them."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def weighted_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -134,6 +141,13 @@ class FixedWeight(QuantizedWeight):
         """Return what was stored."""
         return {name: self.get_buffer(name) for name in self._names}
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Module.to() and half() come this way; scales keep their type, or the levels would be others.
+        for name in self._names:
+            buffer = self.get_buffer(name)
+            setattr(self, name, buffer.to(fn(buffer).device))
+        return self
+
 
 def fix_weight(layer: nn.Module, weight: Tensor, side: Side) -> None:
     """Make a layer under a quantizer hold these quantized values for good; weight: as the layer's own."""
@@ -141,9 +155,8 @@ def fix_weight(layer: nn.Module, weight: Tensor, side: Side) -> None:
     found = chain[0]
     assert isinstance(found, QuantizedWeight)
     original = original_of(layer)
-    with torch.no_grad():
-        original.copy_(weight)
-    original.requires_grad_(False)
+    # A parameter of its own: another layer that shares the old one, an embedding say, keeps its values and trains on.
+    chain.original = nn.Parameter(weight.to(original).clone(), requires_grad=False)
     chain[0] = FixedWeight(found.kind, {name: tensor.to(original.device) for name, tensor in side.items()})
 
 
@@ -178,7 +191,8 @@ class Quantizer(ABC):
     def levels_from(self, side: Mapping[str, Tensor]) -> Tensor:
         """Return the levels that a layer's side information stands for, ascending.
 
-        Returns: [levels] or [out_features or 1, levels], float32, the very values `layer.weight` takes.
+        Returns: [levels] or [out_features or 1, levels], float32 or, of float64 weights, float64: the very values
+        `layer.weight` takes once its own type has rounded them.
 
         Raises:
             KeyError, ValueError: side information of another quantizer.
@@ -199,7 +213,9 @@ class Quantizer(ABC):
             ModelError: this quantizer is not attached to the layer.
         """
         found = self.weight_of(layer)
-        return {name: tensor.detach() for name, tensor in found.side(original_of(layer).detach()).items()}
+        return {
+            name: wide(tensor.detach()) for name, tensor in found.side(original_of(layer).detach()).items()
+        }
 
     def weight_of(self, layer: nn.Module) -> QuantizedWeight:
         """Return this quantizer's parametrization of a layer.
@@ -246,18 +262,21 @@ class Quantizer(ABC):
         """Put this quantizer on a model's weights, in place.
 
         Raises:
-            ModelError: the model is quantized already, has no weight to quantize, or one is not finite.
+            ModelError: the model is quantized already, has no weight to quantize, or one is not finite, or is computed
+                by something else (pruning, weight or spectral normalisation).
         """
         layers = self.quantized_layers(model)
         for name, layer in layers:
-            if parametrize.is_parametrized(layer, "weight"):
-                raise ModelError(f"{self.name}: layer '{name}' is quantized already")
-            if not bool(torch.isfinite(layer.weight).all()):  # type: ignore[arg-type]
-                raise ModelError(f"{self.name}: layer '{name}' has weights that are not finite")
+            reason = _why_not(layer)
+            if reason is not None:
+                raise ModelError(f"{self.name}: layer '{name}' {reason}")
+        shared: dict[int, QuantizedWeight] = {}  # layers that share a weight share its levels
         for _, layer in layers:
             weight = layer.weight
             assert isinstance(weight, Tensor)
-            parametrize.register_parametrization(layer, "weight", self._parametrization(weight.detach()))
+            if id(weight) not in shared:
+                shared[id(weight)] = self._parametrization(weight.detach())
+            parametrize.register_parametrization(layer, "weight", shared[id(weight)])
 
     def pack(self, layer: nn.Module) -> PackedTensor:
         """Return a layer's weight as it is held in packed memory.
@@ -266,11 +285,13 @@ class Quantizer(ABC):
             ModelError: not attached, or a weight is not on a level (INQ before its last stage).
         """
         side = self.side(layer)
-        levels = self.levels_from(side).cpu()
         weight = layer.weight
         assert isinstance(weight, Tensor)
+        levels = wide(self.levels_from(side).to(weight.dtype)).cpu()
         arrays = {name: tensor.cpu().numpy().copy() for name, tensor in side.items()}
-        return pack_weight(weight.detach().cpu().numpy(), levels.view(-1, levels.shape[-1]).numpy(), arrays)
+        return pack_weight(
+            wide(weight.detach()).cpu().numpy(), levels.view(-1, levels.shape[-1]).numpy(), arrays
+        )
 
     def memory(self, model: nn.Module) -> WeightMemory:
         """Return the memory of the model's weights under this quantizer, by packing them.
@@ -288,6 +309,30 @@ class Quantizer(ABC):
             packs = name in quantized and self.weight_of(layer).settled()
             packed_bytes += self.pack(layer).nbytes if packs else plain
         return WeightMemory(plain_bytes, packed_bytes)
+
+
+def _why_not(layer: nn.Module) -> str | None:
+    """Why no quantizer can take a layer's weight; None if one can."""
+    if parametrize.is_parametrized(layer, "weight"):
+        found = _chain(layer)[0]
+        if isinstance(found, QuantizedWeight):
+            return "is quantized already"
+        kind = type(found).__name__.lstrip("_")
+        return (
+            f"has its weight parametrized by {kind}; make it permanent: parametrize.remove_parametrizations"
+        )
+    hook = what_computes(layer)
+    if hook is not None:
+        return f"has its weight computed by {hook[0]} before each forward; make it permanent: {hook[1]}"
+    try:
+        weight = computed_weight(layer)
+    except ModelError as error:
+        return f"cannot be quantized: {error}"
+    if not isinstance(weight, nn.Parameter):
+        return "has a weight that is not a parameter"
+    if weight.numel() == 0:
+        return f"has no weights: its shape is {tuple(weight.shape)}"
+    return None if bool(torch.isfinite(weight).all()) else "has weights that are not finite"
 
 
 def _matching(pattern: str, names: list[str]) -> list[str]:

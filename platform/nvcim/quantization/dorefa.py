@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from nvcim.quantization.base import QuantizedWeight, Quantizer, QuantizerSettings, Side
+from nvcim.quantization.base import QuantizedWeight, Quantizer, QuantizerSettings, Side, wide
 from nvcim.quantization.straight_through import quantize_unit, straight_through
 
 
@@ -38,13 +38,14 @@ class BinaryWeight(QuantizedWeight):
 
     def forward(self, original: Tensor) -> Tensor:
         """Return the binary weight, same shape."""
-        latent = original.detach()
+        latent = wide(original.detach())
         scale = latent.abs().mean()
-        return straight_through(original, torch.where(latent >= 0, scale, -scale) + 0.0)
+        held = torch.where(latent >= 0, scale, -scale) + 0.0
+        return straight_through(original, held.to(original.dtype))
 
     def side(self, original: Tensor) -> Side:
         """Return the mean magnitude, [1]."""
-        return {"scale": original.abs().mean().view(1)}
+        return {"scale": wide(original).abs().mean().view(1)}
 
 
 class TanhWeight(QuantizedWeight):
@@ -58,9 +59,11 @@ class TanhWeight(QuantizedWeight):
 
     def forward(self, original: Tensor) -> Tensor:
         """Return the quantized weight, same shape; a weight of zeros gets the smallest level."""
-        bent = torch.tanh(original)
-        largest = bent.abs().amax().clamp(min=torch.finfo(bent.dtype).tiny)
-        return 2 * quantize_unit(bent / (2 * largest) + 0.5, self.bits) - 1
+        bent = torch.tanh(wide(original))
+        largest = bent.abs().amax()
+        unit = bent / (2 * torch.where(largest > 0, largest, 1.0)) + 0.5
+        # Levels are the same for every layer, and those of float32 for every type.
+        return (2 * quantize_unit(unit.float(), self.bits) - 1).to(original.dtype)
 
     def side(self, original: Tensor) -> Side:
         """Return nothing: the levels are the same for every layer."""

@@ -106,6 +106,9 @@ class INQWeight(QuantizedWeight):
         self.register_buffer("frozen", torch.zeros_like(weight, dtype=torch.bool))
         self.register_buffer("value", torch.zeros_like(weight))
         bottom, top = exponent_range(float(weight.abs().max()), powers)
+        # A largest weight just below the end of its type rounds up to a power beyond it.
+        excess = max(top - (math.frexp(torch.finfo(weight.dtype).max)[1] - 1), 0)
+        bottom, top = bottom - excess, top - excess
         self.register_buffer("exponents", torch.tensor([bottom, top], dtype=torch.int16))
 
     def forward(self, original: Tensor) -> Tensor:
@@ -136,7 +139,8 @@ class INQWeight(QuantizedWeight):
         chosen[magnitude.topk(wanted).indices] = True
         chosen = chosen.view_as(self.frozen)
         bottom, top = (int(e) for e in self.exponents)
-        self.value = torch.where(chosen, round_to_powers(original, bottom, top), self.value)
+        levels = round_to_powers(original, bottom, top).to(original.dtype)
+        self.value = torch.where(chosen, levels, self.value)
         self.frozen = self.frozen | chosen
 
 

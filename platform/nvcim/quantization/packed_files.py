@@ -212,7 +212,9 @@ def load_packed(model: nn.Module, quantizer: Quantizer, path: Path) -> None:
 
 
 def unpacked(weight: PackedTensor, quantizer: Quantizer) -> Tensor:
-    """Return a packed weight's values, float32 [out, in, ...].
+    """Return a packed weight's values, [out, in, ...], float32 or float64 as its levels are.
+
+    Of a model in half precision they are its values once that type has rounded them, as `load_packed` does.
 
     Raises:
         ModelError: the payload does not fit the shape, or the side information not the quantizer.
@@ -220,13 +222,14 @@ def unpacked(weight: PackedTensor, quantizer: Quantizer) -> Tensor:
     return torch.from_numpy(weight.values(_levels(weight, quantizer)))
 
 
-def _levels(weight: PackedTensor, quantizer: Quantizer) -> NDArray[np.float32]:
+def _levels(weight: PackedTensor, quantizer: Quantizer) -> NDArray[np.floating]:
     """The levels that a packed weight's side information stands for, [out or 1, levels]."""
     try:
         levels = quantizer.levels_from({part: torch.from_numpy(a) for part, a in weight.side.items()})
     except (KeyError, ValueError, IndexError, TypeError, RuntimeError, OverflowError) as error:
         raise ModelError(f"scales or exponents do not fit {quantizer.name} ({error!r})") from error
-    return np.asarray(levels.view(-1, levels.shape[-1]).numpy(), dtype=np.float32)
+    found: NDArray[np.floating] = levels.view(-1, levels.shape[-1]).numpy()
+    return found
 
 
 def packed_sizes(path: Path) -> list[LayerSize]:

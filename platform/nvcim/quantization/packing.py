@@ -139,7 +139,7 @@ class PackedTensor:
             unpack_trits(self.payload, self.count) if trits else unpack_bits(self.payload, bits, self.count)
         )
 
-    def values(self, levels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def values(self, levels: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the weight, bit for bit as it was packed.
 
         levels: [out or 1, levels], ascending in each row.
@@ -157,8 +157,8 @@ class PackedTensor:
 
 
 def pack_weight(
-    weight: NDArray[np.float32],
-    levels: NDArray[np.float32],
+    weight: NDArray[np.floating],
+    levels: NDArray[np.floating],
     side: dict[str, NDArray[np.generic]],
 ) -> PackedTensor:
     """Pack a weight that is on its levels: `trits` for three levels, `bits` for any other number.
@@ -180,7 +180,7 @@ def huffman_coded(weight: PackedTensor, levels: int) -> PackedTensor:
     return replace(weight, form="huffman", payload=payload) if payload.size < weight.payload.size else weight
 
 
-def _codes(rows: NDArray[np.float32], levels: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _codes(rows: NDArray[np.floating], levels: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Each value's place among its row's levels, [out, n] uint8."""
     codes = np.empty(rows.shape, np.uint8)
     for index, own in enumerate(levels):

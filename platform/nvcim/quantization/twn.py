@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nvcim.quantization.base import QuantizedWeight, Quantizer, QuantizerSettings, Side
+from nvcim.quantization.base import QuantizedWeight, Quantizer, QuantizerSettings, Side, wide
 from nvcim.quantization.straight_through import straight_through
 
 THRESHOLD = 0.7
@@ -45,13 +45,13 @@ class TWNWeight(QuantizedWeight):
 
     def forward(self, original: Tensor) -> Tensor:
         """Return the ternary weight, same shape."""
-        latent = original.detach()
-        scale = ternary_scale(latent)
-        return straight_through(original, ternary_codes(latent) * scale + 0.0)  # + 0.0: no negative zero
+        latent = wide(original.detach())
+        held = ternary_codes(latent) * ternary_scale(latent) + 0.0  # + 0.0: no negative zero
+        return straight_through(original, held.to(original.dtype))
 
     def side(self, original: Tensor) -> Side:
         """Return the scale, [1]."""
-        return {"scale": ternary_scale(original)}
+        return {"scale": ternary_scale(wide(original))}
 
 
 class TWN(Quantizer):

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from nvcim.quantization.base import QuantizedWeight, Quantizer, QuantizerSettings, Side
+from nvcim.quantization.base import QuantizedWeight, Quantizer, QuantizerSettings, Side, wide
 from nvcim.quantization.straight_through import straight_through
 
 Granularity = Literal["channel", "layer"]
@@ -35,7 +35,7 @@ class UniformSettings(QuantizerSettings):
 
 def _extremes(weight: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
     """Smallest and largest entry with zero counted in, [out] or [1]."""
-    rows = weight.detach().reshape(weight.shape[0] if granularity == "channel" else 1, -1)
+    rows = wide(weight.detach()).reshape(weight.shape[0] if granularity == "channel" else 1, -1)
     return rows.amin(dim=1).clamp(max=0.0), rows.amax(dim=1).clamp(min=0.0)
 
 
@@ -72,8 +72,9 @@ class SymmetricWeight(QuantizedWeight):
         """Return the quantized weight, same shape."""
         step = _beside(original, symmetric_step(original, self.settings.bits, self.settings.granularity))
         top = 2 ** (self.settings.bits - 1) - 1
-        whole = torch.clamp(torch.round(original.detach() / step), -top, top)
-        return straight_through(original, whole * step + 0.0)  # + 0.0: no negative zero
+        whole = torch.clamp(torch.round(wide(original.detach()) / step), -top, top)
+        held = whole * step + 0.0  # + 0.0: no negative zero
+        return straight_through(original, held.to(original.dtype))
 
     def side(self, original: Tensor) -> Side:
         """Return the steps, [out] or [1]."""
@@ -93,8 +94,8 @@ class AffineWeight(QuantizedWeight):
         """Return the quantized weight, same shape."""
         step, zero = affine_step(original, self.settings.bits, self.settings.granularity)
         step, zero = _beside(original, step), _beside(original, zero)
-        code = torch.clamp(torch.round(original.detach() / step) + zero, 0, 2**self.settings.bits - 1)
-        return straight_through(original, (code - zero) * step)
+        code = torch.clamp(torch.round(wide(original.detach()) / step) + zero, 0, 2**self.settings.bits - 1)
+        return straight_through(original, ((code - zero) * step).to(original.dtype))
 
     def side(self, original: Tensor) -> Side:
         """Return steps and zero points, each [out] or [1]."""
@@ -125,6 +126,6 @@ class Uniform(Quantizer):
         step = side["step"][:, None]
         if self.settings.scheme == "affine":
             codes = torch.arange(2**self.settings.bits, device=step.device)
-            return (codes - side["zero"].float()[:, None]) * step
+            return (codes - side["zero"].to(step)[:, None]) * step
         top = 2 ** (self.settings.bits - 1) - 1
         return torch.arange(-top, top + 1, device=step.device) * step
