@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nvcim.data.images import decode_image, encode_instances
+from nvcim.data.images import Pixels, decode_image, encode_instances
 from nvcim.errors import DataError
 from serving.backends import Refusal, RequestError
 from serving.schemas import Instance
@@ -19,7 +19,7 @@ MAX_PIXELS = 4 * 10**6  # the FCN sees an image whole: this takes a core about a
 logger = logging.getLogger(__name__)
 
 
-def read_upload(content: bytes, scale: float = 1.0) -> NDArray[np.uint8]:
+def read_upload(content: bytes, scale: float = 1.0) -> Pixels:
     """Return an uploaded image as RGB [height, width, 3], at its own size.
 
     Raises:
