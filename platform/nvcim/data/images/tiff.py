@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 178_956_970
 ORIENTATION = 0x0112  # EXIF's and TIFF's tag
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MOST_SAMPLES = 8  # a pixel; more are no colours, and would unpack to gigabytes
 _SEVERAL = "{name}: holds several images; save the one that is meant as a file of its own (channels as RGB)"
 
 
@@ -63,6 +64,22 @@ def decode_tiff(data: bytes, name: str, as_stored: bool) -> NDArray[Any] | None:
         raise DataError(f"{name}: cannot be read as an image ({error})") from error
 
 
+def tiff_size(data: bytes, name: str) -> tuple[int, int]:
+    """Return width and height of a TIFF's first page by its header, nothing decoded.
+
+    Raises:
+        DataError: no such header.
+    """
+    import tifffile
+
+    try:
+        with without_log(tifffile.logger()), tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages.first
+            return int(page.imagewidth), int(page.imagelength)
+    except Exception as error:  # on damaged files tifffile raises nearly anything
+        raise DataError(f"{name}: cannot be read as an image ({error})") from error
+
+
 def tiff_colours(values: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
     """Stored values [H, W, samples] of a grey or RGB page without alpha, white as the largest value.
 
@@ -102,6 +119,10 @@ def check_pages(file: tifffile.TiffFile, page: tifffile.TiffPage, size: int, nam
     pixels = page.imagewidth * page.imagelength
     if pixels > most:
         raise DataError(f"{name}: {page.imagewidth} x {page.imagelength} pixels; allowed here: {most} in all")
+    if page.samplesperpixel > _MOST_SAMPLES:
+        raise DataError(
+            f"{name}: holds {page.samplesperpixel} channels; allowed: 1 (grey) or 3 (RGB), and alpha"
+        )
     series = file.series[0]
     others = [more for more in file.series[1:] if more.size >= page.size]  # smaller: previews
     if others or page.imagedepth > 1 or (series.size > page.size and not holds_channels(file)):
