@@ -20,7 +20,7 @@ from skimage.data import immunohistochemistry
 
 from nvcim.cli import fleet_table, main, out, sweep_table
 from nvcim.config import Settings, load_settings
-from nvcim.data.images import decode_image, write_image
+from nvcim.data.images import decode_image, displayed, encode_png, write_image
 from nvcim.errors import DataError
 from nvcim.fleet.fleet import FleetSettings, run_fleet, streams_of
 from nvcim.fleet.ray_session import ray_session
@@ -189,14 +189,14 @@ class _Request:
 
 def _requests(context: Context) -> list[_Request]:
     """Health, models, users' questions, images with the real photograph among them, and two mistakes."""
-    photograph = _png(immunohistochemistry())
+    photograph = encode_png(immunohistochemistry())
     test = context.images.test[0]
     return [
         _Request("/healthz", "health"),
         _Request("/v1/models", "models"),
         *_questions(context),
         _Request("/v1/completions", "unknown user", {"prompt": "Hello", "user": "nobody"}),
-        _Request("/v1/segment", f"test image {test.name[:12]}", content=_png(test.pixels)),
+        _Request("/v1/segment", f"test image {test.name[:12]}", content=encode_png(displayed(test.pixels))),
         _Request(f"/v1/segment?scale={PHOTOGRAPH_SCALE}", "colon photograph", content=photograph),
         _Request("/v1/segment", "truncated photograph", content=photograph[: len(photograph) // 2]),
     ]
@@ -245,13 +245,6 @@ def _gist(body: dict[str, Any]) -> str:
     if "data" in body:
         return ", ".join(model["id"] for model in body["data"][:6])
     return ", ".join(f"{key}: {value}" for key, value in body.items())
-
-
-def _png(pixels: np.ndarray[Any, Any]) -> bytes:
-    """An image as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _on_real_data(settings: DemoSettings, data: Path) -> DemoSettings:

@@ -57,7 +57,12 @@ _COMPLETION_BODY = {
 _IMAGE_BODY = {
     "requestBody": {
         "required": True,
-        "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+            },
+        },
     }
 }
 
@@ -96,12 +101,14 @@ def create_api(
             Query(ge=0.05, le=8, allow_inf_nan=False, description="resize by this before the model sees it"),
         ] = 1.0,
     ) -> Response:
-        """Segment the image in the body: PNG, JPEG, TIFF or BMP."""
+        """Segment the image in the body, or the one file of a form in it: PNG, JPEG, TIFF or BMP."""
         _refuse_unknown_parameters(request, {"model", "format", "scale"})
         if segmentation is None:
             raise RequestError(Refusal(404, "this run holds no FCN", code="model_not_found"))
         name = choose_model(model, await segmentation.offer())
         content = await read_body(request, images.MAX_BYTES)
+        if request.headers.get("content-type", "").lower().startswith("multipart/"):
+            content = await images.file_of_form(content, request.headers)
         image = await run_in_threadpool(images.read_upload, content, scale)
         mask = await segmentation.segment(image, name, scale)
         return await run_in_threadpool(_segment_response, name, mask, kind)

@@ -30,6 +30,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus, ServeDeploySchema
 
 from nvcim.compute import resolve_device
+from nvcim.data.images import Pixels
 from nvcim.errors import RunError
 from nvcim.fleet.ray_session import ray_session
 from serving.api import create_api
@@ -121,7 +122,7 @@ class Segmentation:
         """As `SegmentationBackend.offer`."""
         return self._backend.offer()
 
-    async def segment(self, image: NDArray[np.uint8], model: str, scale: float) -> NDArray[np.int32]:
+    async def segment(self, image: Pixels, model: str, scale: float) -> NDArray[np.int32]:
         """As `SegmentationBackend.segment`."""
         return await self._failures.run(self._backend.segment, image, model, scale)
 
@@ -170,7 +171,7 @@ class _SegmentationHandle:
     async def offer(self) -> Offer:
         return await _answer(self._handle.offer.remote())
 
-    async def segment(self, image: NDArray[np.uint8], model: str, scale: float) -> NDArray[np.int32]:
+    async def segment(self, image: Pixels, model: str, scale: float) -> NDArray[np.int32]:
         return await _answer(self._handle.segment.remote(image, model, scale))
 
 

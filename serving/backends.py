@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nvcim.data.images import Pixels
+
 
 @dataclass(frozen=True)
 class CompletionJob:
@@ -82,7 +84,7 @@ class SegmentationBackend(Protocol):
     def offer(self) -> Offer:
         """Name the models."""
 
-    def segment(self, image: NDArray[np.uint8], model: str, scale: float) -> NDArray[np.int32]:
+    def segment(self, image: Pixels, model: str, scale: float) -> NDArray[np.int32]:
         """Return the instance map [height, width] of an RGB image [height, width, 3]; 0 is background.
 
         `scale` resizes the image before the model sees it; the map has the image's own size all the same.
@@ -105,5 +107,5 @@ class SegmentationClient(Protocol):
     async def offer(self) -> Offer:
         """As `SegmentationBackend.offer`."""
 
-    async def segment(self, image: NDArray[np.uint8], model: str, scale: float) -> NDArray[np.int32]:
+    async def segment(self, image: Pixels, model: str, scale: float) -> NDArray[np.int32]:
         """As `SegmentationBackend.segment`."""

@@ -2,12 +2,17 @@
 
 import io
 import logging
+from collections.abc import AsyncGenerator
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartException, MultiPartParser
 
-from nvcim.data.images import decode_image, encode_instances
+from nvcim.data.images import Pixels, decode_image, encode_instances
+from nvcim.data.images.tiff import TIFF_STARTS, tiff_size
 from nvcim.errors import DataError
 from serving.backends import Refusal, RequestError
 from serving.schemas import Instance
@@ -19,8 +24,36 @@ MAX_PIXELS = 4 * 10**6  # the FCN sees an image whole: this takes a core about a
 logger = logging.getLogger(__name__)
 
 
-def read_upload(content: bytes, scale: float = 1.0) -> NDArray[np.uint8]:
-    """Return an uploaded image as RGB [height, width, 3], at its own size.
+async def file_of_form(content: bytes, headers: Headers) -> bytes:
+    """Return the one file of a multipart form, as browsers and `curl -F` send it.
+
+    Raises:
+        RequestError: 400 for a damaged form, other fields, or another number of files than one.
+    """
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield content
+        yield b""
+
+    try:
+        form = await MultiPartParser(headers, stream()).parse()
+    except (MultiPartException, FormParserError) as error:
+        raise _bad_image(f"the multipart form cannot be read: {error}") from error
+    try:
+        for name, value in form.multi_items():
+            if isinstance(value, str):
+                message = f"form field '{name}' is no file; settings go into the query, as in ?model=..."
+                raise RequestError(Refusal(400, message, param=name))
+        files = [value for value in form.values() if not isinstance(value, str)]
+        if len(files) != 1:
+            raise _bad_image(f"the form holds {len(files)} files; send one image")
+        return await files[0].read()
+    finally:
+        await form.close()
+
+
+def read_upload(content: bytes, scale: float = 1.0) -> Pixels:
+    """Return an uploaded image as RGB [height, width, 3], at its own size, as the same file on disk is read.
 
     Raises:
         RequestError: 400 for an empty, truncated or foreign file, 413 for one with too many pixels, as sent
@@ -30,8 +63,7 @@ def read_upload(content: bytes, scale: float = 1.0) -> NDArray[np.uint8]:
         raise _bad_image("the body is empty; send the bytes of an image")
     try:
         # The size stands in the header: a small file that would unpack to gigabytes is refused unread.
-        with Image.open(io.BytesIO(content), formats=FORMATS) as header:
-            width, height = header.size
+        width, height = _size(content)
         if width * height * max(1.0, scale**2) > MAX_PIXELS:
             at_scale = f" at scale {scale:g}" if scale > 1 else ""
             message = f"the image has {width} x {height} pixels{at_scale}; allowed: {MAX_PIXELS} in all"
@@ -49,6 +81,14 @@ def read_upload(content: bytes, scale: float = 1.0) -> NDArray[np.uint8]:
     ) as error:  # Pillow raises nearly anything on broken headers; all of it is the file's fault
         logger.info("refused an upload of %d bytes: %r", len(content), error)
         raise _bad_image(f"not a readable image; allowed: {', '.join(FORMATS)}") from error
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    """Width and height by an image's header. Pillow does not know every TIFF that is read here."""
+    if content[:4] in TIFF_STARTS:
+        return tiff_size(content, "body")
+    with Image.open(io.BytesIO(content), formats=FORMATS) as header:
+        return header.size
 
 
 def encode_mask(mask: NDArray[np.int32]) -> bytes:

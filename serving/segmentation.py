@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvcim.compute import resolve_device
+from nvcim.data.images import Pixels
 from nvcim.segmentation import PredictionSettings, load_fcn, predict
 from nvcim.segmentation.network import baked
 from serving.backends import Offer
@@ -26,6 +27,6 @@ class RunSegmentation:
         """Names of the FCNs, the float one first."""
         return Offer(tuple(self._models), created=self._created)
 
-    def segment(self, image: NDArray[np.uint8], model: str, scale: float) -> NDArray[np.int32]:
+    def segment(self, image: Pixels, model: str, scale: float) -> NDArray[np.int32]:
         """Return the instance map [height, width] of an RGB image [height, width, 3]."""
         return predict(self._models[model], image, PredictionSettings(scale=scale))

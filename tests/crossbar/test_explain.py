@@ -248,9 +248,19 @@ def test_a_matrix_comes_from_a_file(tmp_path: Path, stored: str) -> None:
     held = (weight if stored == "in_out" else weight.T).contiguous()
     np.save(tmp_path / "w.npy", held.numpy())
     save_file({"layer": held.bfloat16()}, str(tmp_path / "w.safetensors"))
-    ways = ({"file": tmp_path / "w.npy"}, {"file": tmp_path / "w.safetensors", "key": "layer"})
-    numpy, tensors = (load_weight(job(QUIET, weight={**way, "stored": stored}).weight) for way in ways)
+    np.save(
+        tmp_path / "swapped.npy", held.numpy().astype(">f8")
+    )  # as a machine of the other byte order has it
+    ways = (
+        {"file": tmp_path / "w.npy"},
+        {"file": tmp_path / "swapped.npy"},
+        {"file": tmp_path / "w.safetensors", "key": "layer"},
+    )
+    numpy, swapped, tensors = (
+        load_weight(job(QUIET, weight={**way, "stored": stored}).weight) for way in ways
+    )
     assert torch.equal(numpy, weight)
+    assert torch.equal(swapped, weight)
     assert torch.equal(tensors, weight.bfloat16().float())
 
 

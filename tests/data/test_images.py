@@ -132,7 +132,7 @@ def test_grey_palette_and_transparent_images_become_rgb(tmp_path: Path) -> None:
         assert read_image(tmp_path / f"{mode}{suffix}").shape == (4, 5, 3)
     deep = np.array([[0, 2000], [4000, 1000]], dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert read_image(tmp_path / "deep.png")[..., 0].tolist() == [[0, 128], [255, 64]]
+    assert read_image(tmp_path / "deep.png")[..., 0].tolist() == [[0, 127.5], [255, 63.75]]
 
 
 def test_masks_that_are_no_labels_are_refused(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_masks_that_are_no_labels_are_refused(tmp_path: Path) -> None:
     write_image(colours, tmp_path / "colour.png")
     with pytest.raises(DataError, match="one channel"):
         read_instances(tmp_path / "colour.png")
-    Image.fromarray(np.ones((3, 3), dtype=np.float32)).save(tmp_path / "real.tif")
+    Image.fromarray(np.full((3, 3), 0.5, dtype=np.float32)).save(tmp_path / "real.tif")
     with pytest.raises(DataError, match="integers"):
         read_instances(tmp_path / "real.tif")
     Image.new("L", (8, 8)).save(tmp_path / "lossy.jpg")

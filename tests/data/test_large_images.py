@@ -60,12 +60,38 @@ def test_grey_alpha_inverted_and_palette_become_rgb(tmp_path: Path) -> None:
     assert np.array_equal(in_parts(TiffImage(path)), (colours // 257).astype(np.uint8).T[GREY])
 
 
-def test_sixteen_bits_are_scaled_by_the_largest_value_of_the_whole_image(tmp_path: Path) -> None:
+def test_sixteen_bits_are_stretched_by_percentiles_of_the_whole_image(tmp_path: Path) -> None:
     values = GREY.astype(np.uint16) * 10
-    values[140, 3] = 5100
+    values[140, 3:5] = 65535  # two hot pixels in the last strip
     path = tmp_path / "x.tif"
     tifffile.imwrite(path, values, photometric="minisblack", compression="zlib", rowsperstrip=20)
-    assert np.array_equal(in_parts(TiffImage(path))[..., 1], np.round(values / 20).astype(np.uint8))
+    # 150 x 130 pixels: the 20 least and the 20 largest are left out.
+    low, high = np.sort(values.ravel().astype(float))[[20, -21]]
+    expected = np.clip(values.astype(float), None, high + 3 * (high - low)) - low
+    assert in_parts(TiffImage(path))[..., 1] == pytest.approx(expected * 255 / (high - low), abs=1e-3)
+    assert np.array_equal(in_parts(TiffImage(path)), read_image(path))
+
+
+def test_statistics_of_a_deep_image_are_those_that_networks_are_trained_with(tmp_path: Path) -> None:
+    import torch
+
+    values = np.random.default_rng(3).integers(200, 900, (1100, 30, 3)).astype(np.uint16)  # three bands
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, values, photometric="rgb", compression="zlib", rowsperstrip=20)
+    whole = read_image(path)
+    theirs = normalise_colours(torch.from_numpy(whole).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    for image in (TiffImage(path), ArrayImage(whole)):
+        mean, deviation = image.colour_statistics()
+        ours = (torch.from_numpy(whole) - torch.from_numpy(mean)) / torch.from_numpy(deviation)
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_real_numbers_on_another_scale_are_refused() -> None:
+    for values in (np.ones((4, 4, 3)), np.full((4, 4, 3), np.nan)):
+        with pytest.raises(DataError, match=r"float32 image holds finite values on the scale of 0\.\.255"):
+            ArrayImage(values.astype(np.float32))
+    with pytest.raises(DataError, match="found float64"):
+        ArrayImage(np.zeros((4, 4, 3)))  # type: ignore[arg-type]
 
 
 def test_a_pyramid_is_read_at_full_size_and_a_stack_is_refused(tmp_path: Path) -> None:
@@ -154,7 +180,8 @@ def test_both_readers_give_the_same_pixels(tmp_path: Path, photometric: str, bit
         assert np.array_equal(whole[..., 0], 255 - levels if photometric == "miniswhite" else levels)
     if bits == 16 and photometric == "miniswhite":
         inverted = 65535 - values[..., 0].astype(float)
-        assert np.array_equal(whole[..., 1], np.round(inverted * (255 / inverted.max())))
+        low, high = np.sort(inverted.ravel())[[2, -3]]  # of 2,000 pixels two are left out at either end
+        assert whole[..., 1] == pytest.approx((inverted - low) * 255 / (high - low), abs=1e-3)
 
 
 def test_size_does_not_decide_what_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

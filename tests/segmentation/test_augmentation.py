@@ -191,3 +191,15 @@ def test_a_hundredth_of_coloured_pixels_makes_an_image_coloured() -> None:
     assert not is_coloured(pixels)
     pixels[0, :8, 0] = 160
     assert is_coloured(pixels)
+
+
+@pytest.mark.parametrize("name", APPEARANCE)
+def test_deep_images_are_varied_to_finite_values(name: str) -> None:
+    # Their darkest pixels lie below 0 and their brightest above 255, the scale of 8 bits.
+    pixels = np.random.default_rng(0).uniform(-300, 900, (40, 40, 1)).astype(np.float32).repeat(3, axis=2)
+    image = prepare_image(LabelledImage("deep", pixels, np.zeros((40, 40), dtype=np.int32)), 2, 1)
+    assert not image.coloured
+    settings = STILL.model_copy(update=APPEARANCE[name])
+    for seed in range(5):
+        crop, _ = draw_crop(image, 32, settings, generator(seed))
+        assert torch.isfinite(crop).all()

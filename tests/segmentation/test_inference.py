@@ -1,11 +1,14 @@
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from pydantic import ValidationError
 
+from nvcim.data.images import read_image
 from nvcim.errors import ConfigError, DataError, ModelError
 from nvcim.segmentation import (
     FCNSettings,
@@ -141,3 +144,16 @@ def test_settings_that_contradict_are_refused() -> None:
         PredictionSettings(tile=64, overlap=40)
     with pytest.raises(DataError, match="RGB"):
         predict_probabilities(MODEL, PIXELS[..., :2])
+
+
+def test_a_hot_pixel_in_a_deep_image_changes_what_is_seen_at_no_other_place(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).normal(60, 4, (96, 96)).astype(np.uint16)
+    values[20:40, 20:40] += 180  # a 16-bit file whose largest value is about 250
+    expected = bare(MODEL, np.dstack([values.astype(np.float32)] * 3))
+    hot = values.copy()
+    hot[90, 90] = 65535
+    for image in (values, hot):
+        tifffile.imwrite(tmp_path / "x.tif", image)
+        found = predict_probabilities(MODEL, read_image(tmp_path / "x.tif"))
+        # 16-bit values as they are, normalised; the hot pixel is out of sight of the upper left.
+        assert torch.allclose(found[:, :60, :60], expected[:, :60, :60], atol=0.02)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
+import shapely.geometry
 from scipy import ndimage
 from skimage.measure import regionprops_table
 
@@ -120,3 +122,62 @@ def test_the_table_is_written_with_its_header(tmp_path: Path) -> None:
     write_objects(labels, np.full((5, 6), 255, dtype=np.uint8), tmp_path / "x.csv")
     (row,) = csv.DictReader((tmp_path / "x.csv").read_text().splitlines())
     assert (row["label"], row["area"], row["centroid_x"], row["mean_probability"]) == ("1", "6", "3", "1")
+
+
+# Masks by other hands, whose objects touch themselves at corners in every way; judged by shapely.
+
+
+def box_union(labels: np.ndarray, label: int) -> shapely.Geometry:
+    """The object as the union of its pixels' squares."""
+    y, x = np.nonzero(labels == label)
+    return shapely.union_all(shapely.box(x, y, x + 1, y + 1))
+
+
+def assert_outlines_are_the_objects(labels: np.ndarray) -> None:
+    features = json.loads(geojson(outlines(labels)))["features"]
+    assert [f["id"] for f in features] == [n for n in np.unique(labels).tolist() if n]
+    for feature in features:
+        found = shapely.geometry.shape(feature["geometry"])
+        assert found.is_valid, shapely.is_valid_reason(found)
+        assert found.symmetric_difference(box_union(labels, feature["id"])).area == 0.0
+
+
+FOREIGN = {
+    "two diagonal gaps": ["111", "101", "110"],
+    "a pixel held by its corners": ["11111", "11011", "10101", "11011", "11111"],
+    "chess board": ["10101", "01010", "10101", "01010"],
+    "an island of the object in its own hole": [
+        "1111111", "1000001", "1011101", "1010101", "1011101", "1000001", "1111111",
+    ],
+    "the same with the hole open at a corner": [
+        "0111111", "1000001", "1011101", "1010101", "1011101", "1000001", "1111111",
+    ],
+    "islands in holes thrice": [
+        "11111111111", "10000000001", "10111111101", "10100000101", "10101110101", "10101010101",
+        "10101110101", "10100000101", "10111111101", "10000000001", "11111111111",
+    ],
+    "diagonal line": ["1000", "0100", "0010", "0001"],
+    "holes that touch at a corner": ["1111", "1011", "1101", "1111"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_outlines_of_foreign_masks_are_valid_polygons_of_exactly_the_object(name: str) -> None:
+    assert_outlines_are_the_objects(np.array([[int(c) for c in row] for row in FOREIGN[name]], np.int32))
+
+
+def test_outlines_of_random_masks_are_valid_polygons_of_exactly_the_object() -> None:
+    random = np.random.default_rng(0)
+    for share in (0.3, 0.5, 0.6, 0.8) * 15:
+        size = random.integers(2, 14, 2)
+        labels = (random.random(size) < share) * random.integers(1, 4, size)
+        assert_outlines_are_the_objects(labels.astype(np.int32))
+        assert_outlines_are_the_objects((labels > 0).astype(np.int32))
+
+
+def test_parts_that_touch_at_a_corner_are_polygons_of_their_own() -> None:
+    (outline,) = outlines(np.array([[1, 0], [0, 1]], dtype=np.int32))
+    assert [sorted(ring[:-1]) for (ring,) in outline.polygons] == [
+        [(0, 0), (0, 1), (1, 0), (1, 1)],
+        [(1, 1), (1, 2), (2, 1), (2, 2)],
+    ]

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from nvcim.cli import app
@@ -105,3 +106,23 @@ def test_overlays_are_no_masks_and_neither_are_the_images(tmp_path: Path) -> Non
     assert find_masks(tmp_path) == {"a": tmp_path / "a.png"}
     with pytest.raises(DataError, match=r"a\.png: is an image, not a mask"):
         find_masks(tmp_path, images=[tmp_path / "." / "a.png"])
+
+
+def test_truth_in_the_data_science_bowls_folders_is_scored(tmp_path: Path) -> None:
+    truth = np.zeros((12, 16), dtype=np.int32)
+    truth[1:5, 1:5], truth[6:10, 4:9], truth[2:6, 10:15] = 1, 2, 3
+    for name in ("00ae65", "0121d6"):
+        write_instances(truth, tmp_path / "predicted" / f"{name}.png")
+        Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(
+            make(tmp_path / "set" / name / "images") / f"{name}.png"
+        )
+        for number in (1, 2, 3):
+            part = ((truth == number) * 255).astype(np.uint8)
+            Image.fromarray(part).save(make(tmp_path / "set" / name / "masks") / f"{number}.png")
+    pooled = score_folders(tmp_path / "predicted", tmp_path / "set").pooled.objects
+    assert (pooled.objects_truth, pooled.objects_segmented, pooled.f1) == (6, 6, 1.0)
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -16,21 +16,19 @@ from nvcim.cli import run
 from nvcim.data.images import PlainImage, read_image, write_image, write_instances
 from nvcim.errors import ConfigError, DataError, ModelError
 from nvcim.randomness import named_seed
-from nvcim.segmentation import suggestion_files
+from nvcim.segmentation import suggestion_files, suggestion_pool
 from nvcim.segmentation.ensemble import MemberJob
 from nvcim.segmentation.fcn import FCNSettings, ResidualFCN
 from nvcim.segmentation.model_files import save_fcn
 from nvcim.segmentation.pool_scoring import PoolScores, ScoringSettings, score_pool
 from nvcim.segmentation.suggestion_files import (
     FolderSettings,
-    Pool,
-    UnreadImages,
     load_ensemble,
-    read_pool,
     suggest_in_folder,
     suggestion_rows,
     write_suggestions,
 )
+from nvcim.segmentation.suggestion_pool import Pool, UnreadImages, read_pool
 from nvcim.segmentation.training import TrainingLog, TrainingSettings
 
 NETWORK = FCNSettings(width=4, depth=1, descriptor_dim=8, fused_width=4)
@@ -127,7 +125,7 @@ def test_a_folders_images_are_not_kept(folder: Path, monkeypatch: pytest.MonkeyP
         alive.append(weakref.ref(pixels))
         return pixels
 
-    monkeypatch.setattr(suggestion_files, "read_image", read)
+    monkeypatch.setattr(suggestion_pool, "read_image", read)
     pool = read_pool(folder / "images", folder / "masks")
     assert len(alive) == 7
     # The last one read is free too: nothing but the annotated images is held.
@@ -521,7 +519,7 @@ def test_places_for_results_are_checked_before_images_are_read(
     (folder / "shut").mkdir()
     honest = os.access  # a superuser may write anywhere
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "shut" and honest(path, mode))
-    monkeypatch.setattr(suggestion_files, "read_pool", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr(suggestion_pool, "read_pool", lambda *_: pytest.fail("images were read"))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     status, _, err = shell("segment", "suggest", "images", "--annotated", "masks", "-k", 2, *given)
     assert status == 2

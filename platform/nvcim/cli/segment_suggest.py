@@ -61,7 +61,8 @@ def suggest(
     from nvcim.errors import ConfigError
     from nvcim.progress import progress
     from nvcim.segmentation.contact_sheet import contact_sheet as draw_sheet
-    from nvcim.segmentation.suggestion_files import read_pool, suggest_in_folder, write_suggestions
+    from nvcim.segmentation.suggestion_files import suggest_in_folder, write_suggestions
+    from nvcim.segmentation.suggestion_pool import read_pool
 
     given = {"k": k, "rule": rule, "candidates": candidates, "weights": weights, "networks": networks}
     settings = _settings(config, given, {"steps": steps, "device": device})

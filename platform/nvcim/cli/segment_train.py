@@ -11,7 +11,12 @@ from nvcim.config import load_settings
 
 
 def train(
-    images: Annotated[Path, typer.Argument(help="Labelled image set: images/ and labels/, or GlaS's names.")],
+    images: Annotated[
+        Path,
+        typer.Argument(
+            help="Labelled image set: images/ and labels/, or GlaS's, Cellpose's or DSB 2018's names."
+        ),
+    ],
     model: Annotated[Path, typer.Option("--out", help="Folder that the trained model is saved to.")],
     weights: Annotated[
         str, typer.Option(help="float, twn, ttq, or <quantizer>-<bits>, for example inq-5.")

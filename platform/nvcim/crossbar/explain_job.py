@@ -93,7 +93,9 @@ def load_weight(weight: Weight) -> Tensor:
 def _from_file(file: Path, key: str | None) -> Tensor:
     try:
         if file.suffix == ".npy":
-            return torch.from_numpy(np.load(file, allow_pickle=False))
+            stored = np.load(file, allow_pickle=False)
+            # torch knows this machine's byte order only; files of another machine have theirs.
+            return torch.from_numpy(stored.astype(stored.dtype.newbyteorder("="), copy=False))
         if file.suffix == ".safetensors":
             return _from_safetensors(file, key)
     except OSError as error:

@@ -15,15 +15,10 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from nvcim.data.images import (
-    check_pages,
-    largest_value,
-    read_image,
-    tiff_colours,
-    to_eight_bits,
-    without_alpha,
-    without_log,
-)
+from nvcim.data.images import Pixels, read_image
+from nvcim.data.images.decoding import three_channels
+from nvcim.data.images.intensities import Stretch, measure_stretch, stretched
+from nvcim.data.images.tiff import check_pages, holds_channels, tiff_colours, without_alpha, without_log
 from nvcim.errors import DataError
 
 _LEAST_DEVIATION = 1e-3 * 255  # of a channel; an image of one colour has none of its own
@@ -36,8 +31,8 @@ class ImageRows(ABC):
     width: int
 
     @abstractmethod
-    def rows(self, top: int, bottom: int) -> NDArray[np.uint8]:
-        """Return rows top..bottom-1, uint8 [bottom - top, width, 3]."""
+    def rows(self, top: int, bottom: int) -> Pixels:
+        """Return rows top..bottom-1, [bottom - top, width, 3]; of one type throughout an image."""
 
     def bands(self, height: int = 512) -> list[tuple[int, int]]:
         """(top, bottom) of consecutive bands that cover the image."""
@@ -46,44 +41,52 @@ class ImageRows(ABC):
     def colour_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return mean and deviation of every channel over the whole image, float32 [3] each.
 
-        Both come from a histogram, so they are exact and the same however the image is read. The deviation is
-        at least a thousandth of the range.
+        They are the same however the image is read. The deviation is at least a thousandth of the range.
         """
-        counts = self._histogram.astype(np.float64)
-        values = np.arange(256.0)
-        mean = counts @ values / counts.sum(axis=1)
-        variance = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1)
+        counts, total, squares = np.zeros((3, 256)), np.zeros(3), np.zeros(3)
+        for top, bottom in self.bands():
+            rows = self.rows(top, bottom)
+            if rows.dtype == np.uint8:  # a histogram is exact, and faster than squares
+                counts += [np.bincount(rows[..., channel].ravel(), minlength=256) for channel in range(3)]
+            else:
+                total += rows.sum(axis=(0, 1), dtype=np.float64)
+                squares += np.einsum("ijc,ijc->c", rows, rows, dtype=np.float64)
+        pixels = self.height * self.width
+        if counts.any():
+            values = np.arange(256.0)
+            mean = counts @ values / pixels
+            variance = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / pixels
+        else:
+            mean = total / pixels
+            variance = np.maximum(squares / pixels - mean**2, 0)
         deviation = np.maximum(np.sqrt(variance), _LEAST_DEVIATION)
         return mean.astype(np.float32), deviation.astype(np.float32)
 
-    @cached_property
-    def _histogram(self) -> NDArray[np.int64]:
-        """Pixels of every value in every channel, [3, 256]."""
-        counts = np.zeros((3, 256), dtype=np.int64)
-        for top, bottom in self.bands():
-            rows = self.rows(top, bottom)
-            for channel in range(3):
-                counts[channel] += np.bincount(rows[..., channel].ravel(), minlength=256)
-        return counts
-
 
 class ArrayImage(ImageRows):
-    """An image in memory, uint8 [H, W, 3].
+    """An image in memory, uint8 or float32 [H, W, 3] as `read_image` gives it.
 
     Raises:
-        DataError: another shape or type, or no pixel.
+        DataError: another shape or type, no pixel, or real numbers that are not on the scale of 0..255.
     """
 
-    def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape or pixels.dtype != np.uint8:
+    def __init__(self, pixels: Pixels) -> None:
+        known = pixels.dtype in (np.uint8, np.float32)
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape or not known:
             raise DataError(
-                f"expected an RGB image uint8 [H, W, 3] of at least one pixel, found {pixels.dtype} "
+                f"expected an RGB image uint8 or float32 [H, W, 3] of at least one pixel, found {pixels.dtype} "
                 f"{list(pixels.shape)}"
             )
+        if pixels.dtype == np.float32:
+            largest = float(pixels.max())
+            if not np.isfinite(pixels).all() or 0 < largest <= 1:
+                raise DataError(
+                    f"a float32 image holds finite values on the scale of 0..255, found up to {largest:g}"
+                )
         self._pixels = pixels
         self.height, self.width = pixels.shape[:2]
 
-    def rows(self, top: int, bottom: int) -> NDArray[np.uint8]:
+    def rows(self, top: int, bottom: int) -> Pixels:
         """As `ImageRows.rows`; a copy, so that callers may write to it."""
         return self._pixels[top:bottom].copy()
 
@@ -161,6 +164,8 @@ class TiffImage(ImageRows):
     def _refused(self) -> str:
         """Why the page is not read in parts, empty where it is."""
         page = self._page
+        if holds_channels(self._file):
+            return "a page per channel"
         if int(page.tags.valueof("Orientation", 1)) != 1:
             return "stored turned or mirrored (Orientation)"
         if page.dtype is None or page.dtype.kind not in "buif" or page.imagedepth != 1:
@@ -174,7 +179,7 @@ class TiffImage(ImageRows):
             return ""
         return f"colours are {tifffile.PHOTOMETRIC(page.photometric).name}, {page.samplesperpixel} samples"
 
-    def rows(self, top: int, bottom: int) -> NDArray[np.uint8]:
+    def rows(self, top: int, bottom: int) -> Pixels:
         """As `ImageRows.rows`.
 
         Raises:
@@ -185,15 +190,14 @@ class TiffImage(ImageRows):
             indices = self._samples(top, bottom)[..., 0].astype(np.intp)
             return np.asarray((colours >> 8).astype(np.uint8).T[indices])
         values = self._colours(top, bottom)
-        if values.dtype != np.uint8:
-            values = to_eight_bits(values, self._largest)
-        return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else np.ascontiguousarray(values)
+        return three_channels(values if values.dtype == np.uint8 else stretched(values, self._stretch))
 
     @cached_property
-    def _largest(self) -> float:
-        """The largest value of any channel (transparency left out), at least 1."""
-        bands = self.bands()
-        return max(largest_value(self._colours(top, bottom), str(self._path)) for top, bottom in bands)
+    def _stretch(self) -> Stretch:
+        """How deep values become brightness, by percentiles of the whole image."""
+        return measure_stretch(
+            lambda: (self._colours(top, bottom) for top, bottom in self.bands()), str(self._path)
+        )
 
     def _colours(self, top: int, bottom: int) -> NDArray[Any]:
         """Rows without transparency and with white as the largest value, [rows, W, 1 or 3]."""

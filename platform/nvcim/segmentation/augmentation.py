@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nvcim.config import Settings
-from nvcim.data.images import LabelledImage
+from nvcim.data.images import LabelledImage, Pixels
 from nvcim.segmentation.targets import numbered_anew, pixel_classes
 
 _COLOURED = 8  # grey levels by which channels differ in a coloured image, beyond what JPEG does to a grey one
@@ -51,7 +51,7 @@ class AugmentationSettings(Settings):
 class PreparedImage:
     """An image ready for cropping; made once per training.
 
-    pixels: uint8 [3, H, W]; classes: uint8 [H, W]; centres: float32 [objects, 2], row and column of each
+    pixels: uint8 or float32 [3, H, W]; classes: uint8 [H, W]; centres: float32 [objects, 2], row and column of each
     object's centre; sample: float32 [3, n], pixels on a grid over the whole image; mean, deviation: [3, 1, 1]
     of the whole image; coloured: stained, not grey.
     """
@@ -82,9 +82,9 @@ def prepare_image(image: LabelledImage, classes: int, contour_width: int) -> Pre
     )
 
 
-def is_coloured(pixels: NDArray[np.uint8]) -> bool:
-    """Whether an image, uint8 [H, W, 3], is stained: channels differ visibly in a hundredth of its pixels."""
-    spread = pixels.max(axis=2).astype(np.int16) - pixels.min(axis=2)
+def is_coloured(pixels: Pixels) -> bool:
+    """Whether an image [H, W, 3] is stained: channels differ visibly in a hundredth of its pixels."""
+    spread = pixels.max(axis=2).astype(np.float32) - pixels.min(axis=2)
     return bool((spread > _COLOURED).mean() > 0.01)
 
 
@@ -220,7 +220,7 @@ def _vary_appearance(
         changed = True
     elif not image.coloured and settings.gamma:
         power = math.exp(settings.gamma * float(torch.randn((), generator=generator)))
-        pixels, sample = (255.0 * (x / 255.0).pow(power) for x in (pixels, sample))
+        pixels, sample = (255.0 * (x.clamp(min=0) / 255.0).pow(power) for x in (pixels, sample))
         changed = True
     if settings.inversion and _uniform(generator) < settings.inversion:
         pixels, mean = 255.0 - pixels, 255.0 - mean

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from nvcim.data.images import Pixels, displayed
 from nvcim.segmentation.suggestion_files import FolderSuggestions
 
 _MARGIN = 24
@@ -123,9 +124,9 @@ def heat_colours(heat: NDArray[np.float32], top: float) -> NDArray[np.uint8]:
     return np.asarray(np.round(np.stack(channels, axis=-1)), dtype=np.uint8)
 
 
-def _fit(pixels: NDArray[np.uint8]) -> Image.Image:
+def _fit(pixels: Pixels) -> Image.Image:
     """The picture as large as its box allows; small ones are enlarged by whole pixels' worth, smoothly."""
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(displayed(pixels))
     scale = min(_BOX[0] / image.width, _BOX[1] / image.height)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     return image.resize(size, Image.Resampling.LANCZOS)

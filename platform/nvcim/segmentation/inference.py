@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from nvcim.data.images import Pixels
 from nvcim.data.large_images import ArrayImage, ImageRows
 from nvcim.errors import DataError, ModelError
 from nvcim.segmentation.network import SegmentationNetwork
@@ -52,9 +51,9 @@ class PredictionSettings(SplittingSettings):
 
 
 def predict_probabilities(
-    models: Models, pixels: NDArray[np.uint8], settings: PredictionSettings | None = None
+    models: Models, pixels: Pixels, settings: PredictionSettings | None = None
 ) -> Tensor:
-    """Return class probabilities [classes, H, W] (float32, CPU) of an image uint8 [H, W, 3], any H and W.
+    """Return class probabilities [classes, H, W] (float32, CPU) of an image [H, W, 3], any H and W.
 
     Several networks and flipped views are averaged. The networks are put in evaluation mode and used on the
     device they are on, as they are handed in.
@@ -74,9 +73,9 @@ def predict_probabilities(
 
 
 def predict_with_descriptor(
-    model: SegmentationNetwork, pixels: NDArray[np.uint8], settings: PredictionSettings | None = None
+    model: SegmentationNetwork, pixels: Pixels, settings: PredictionSettings | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return (class probabilities [classes, H, W], descriptor [descriptor_dim]) of an image uint8 [H, W, 3].
+    """Return (class probabilities [classes, H, W], descriptor [descriptor_dim]) of an image [H, W, 3].
 
     The descriptor is the network's own for an image seen whole, and the mean over tiles for a larger one.
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nvcim.data.images import Pixels
 from nvcim.data.large_images import ArrayImage, ImageRows
 from nvcim.segmentation.inference import (
     Models,
@@ -33,10 +34,8 @@ class FoundObjects:
     certainty: NDArray[np.uint8]
 
 
-def predict(
-    models: Models, pixels: NDArray[np.uint8], settings: PredictionSettings | None = None
-) -> NDArray[np.int32]:
-    """Return the instances of an image: uint8 [H, W, 3] -> int32 [H, W], 0 background, objects 1..n.
+def predict(models: Models, pixels: Pixels, settings: PredictionSettings | None = None) -> NDArray[np.int32]:
+    """Return the instances of an image: pixels [H, W, 3] -> int32 [H, W], 0 background, objects 1..n.
 
     Works on any size from 1x1; several networks are an ensemble, whose mean decides, with the median of the
     smallest objects they were trained on. Their order changes nothing but float32 rounding of that mean.
@@ -74,7 +73,7 @@ def find_objects(
 def predict_growing(
     models: Sequence[SegmentationNetwork],
     counts: Collection[int],
-    pixels: NDArray[np.uint8],
+    pixels: Pixels,
     settings: PredictionSettings | None = None,
 ) -> dict[int, NDArray[np.int32]]:
     """Return what the first n networks find in an image for each n of `counts`, every network run once.

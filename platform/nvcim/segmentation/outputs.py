@@ -6,13 +6,14 @@ Everything is computed by bands of rows for all objects at once, so that 100,000
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import shapely
 from numpy.typing import NDArray
 
 from nvcim.segmentation.splitting import Labels, bands
@@ -29,8 +30,10 @@ class Outline:
     Attributes:
         label: the object's number in the mask.
         area: pixels.
-        polygons: one per part of the object (one part unless it touches itself at corners only): the outer
-            ring and then its holes. x is the column and y the row, (0, 0) the image's upper left corner.
+        polygons: one per part of the object (pixels that touch at corners only are in different parts): the
+            outer ring and then its holes. Valid by OGC's simple features: rings touch at points only, holes are
+            not nested and inner areas are connected. x is the column and y the row, (0, 0) the image's upper
+            left corner.
     """
 
     label: int
@@ -42,8 +45,8 @@ def outlines(labels: Labels) -> list[Outline]:
     """Return the outline of every object of a label map int32 [H, W], in the order of labels.
 
     Outer rings run counter-clockwise in x and y (RFC 7946, section 3.1.6) and holes the other way. Where an
-    object touches itself at a corner, a ring passes through to the pixel across, so that holes there are rings
-    of their own.
+    object touches itself at a corner, a ring stays with its pixel: a part is connected through sides, which
+    keeps the inside of its polygon in one piece.
     """
     starts, ends, owners = _sides(labels)
     rings = _rings(starts, ends, owners, labels.shape[1] + 1)
@@ -55,13 +58,39 @@ def outlines(labels: Labels) -> list[Outline]:
         parts = found[label]
         outer = [ring for area, ring in parts if area > 0]
         holes = [ring for area, ring in parts if area < 0]
-        polygons = [[ring] for ring in outer]
-        for hole in holes:
-            inside = next((p for p in polygons if len(outer) == 1 or _inside(hole, p[0])), polygons[0])
-            inside.append(hole)
+        polygons = [[ring, *holes] for ring in outer] if len(outer) == 1 else _with_holes(outer, holes)
         area = round(sum(area for area, _ in parts))
         result.append(Outline(label, area, tuple(tuple(polygon) for polygon in polygons)))
     return result
+
+
+def _with_holes(outer: Sequence[Ring], holes: Sequence[Ring]) -> list[list[Ring]]:
+    """Every outer ring with its holes: a hole is in the smallest outer ring around it.
+
+    A part may lie in another's hole, so a hole can be in several outer rings; none but its own part's is both
+    around it and inside all the others.
+    """
+    polygons = [[ring] for ring in outer]
+    if not holes:
+        return polygons
+    areas = shapely.polygons([shapely.linearrings(ring) for ring in outer])
+    inside, around = shapely.STRtree(areas).query(shapely.points([_inner(h) for h in holes]), "within")
+    sizes = shapely.area(areas)
+    smallest: dict[int, int] = {}
+    for hole, ring in zip(inside.tolist(), around.tolist(), strict=True):
+        if hole not in smallest or sizes[ring] < sizes[smallest[hole]]:
+            smallest[hole] = ring
+    for hole, ring in smallest.items():
+        polygons[ring].append(holes[hole])
+    return polygons
+
+
+def _inner(hole: Ring) -> tuple[float, float]:
+    """A point of the pixel in a hole that its first side belongs to."""
+    (x0, y0), (x1, y1) = hole[0], hole[1]
+    # A hole's inner side lies to the left of a clockwise side; half a pixel in from its start.
+    dx, dy = int(np.sign(x1 - x0)), int(np.sign(y1 - y0))
+    return x0 + dx * 0.5 + dy * 0.25, y0 + dy * 0.5 - dx * 0.25
 
 
 def geojson(found: list[Outline]) -> str:
@@ -138,12 +167,12 @@ def _rings(
     here, there = key + starts, key + ends
     following = np.searchsorted(here, there)
     step = ends - starts
-    # Two sides of one object leave a corner where it touches itself: take the one that does not stay with the
-    # pixel the side belongs to, which is the turn to the right on the screen's mirror, (dx, dy) -> (dy, -dx).
+    # Two sides of one object leave a corner where it touches itself: take the one of the same pixel, which is
+    # the turn (dx, dy) -> (-dy, dx).
     twice = np.flatnonzero(
         (following + 1 < len(here)) & (here[np.minimum(following + 1, len(here) - 1)] == there)
     )
-    turn = {1: -row, row: 1, -1: row, -row: -1}
+    turn = {1: row, row: -1, -1: -row, -row: 1}
     wanted = np.array([turn[int(s)] for s in step[twice]], dtype=np.int64)
     following[twice] += step[following[twice]] != wanted
     corner = step[following] != step  # a ring turns at this side's end
@@ -188,19 +217,6 @@ def _simple(corners: Ring) -> list[Ring]:
 def _signed_area(ring: Ring) -> float:
     """Area by the shoelace formula, positive where x turns to y."""
     return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in itertools.pairwise(ring)) / 2
-
-
-def _inside(hole: Ring, ring: Ring) -> bool:
-    """Whether a point just inside the first corner of a hole lies in a ring, by crossings of a ray to the left."""
-    (x0, y0), (x1, y1) = hole[0], hole[1]
-    # The hole's inner side lies to the left of a clockwise side; half a pixel in from its middle.
-    dx, dy = np.sign(x1 - x0), np.sign(y1 - y0)
-    x, y = x0 + dx * 0.5 + dy * 0.25, y0 + dy * 0.5 - dx * 0.25
-    crossings = 0
-    for (ax, ay), (bx, by) in itertools.pairwise(ring):
-        if ax == bx and ax < x and min(ay, by) < y < max(ay, by):
-            crossings += 1
-    return crossings % 2 == 1
 
 
 # Measurements -------------------------------------------------------------------------------------------------

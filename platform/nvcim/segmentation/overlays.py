@@ -3,11 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from nvcim.data.images import Pixels, displayed
 from nvcim.errors import DataError
 from nvcim.segmentation.targets import inner_edge
 
 
-def overlay(pixels: NDArray[np.uint8], instances: NDArray[np.int32]) -> NDArray[np.uint8]:
+def overlay(pixels: Pixels, instances: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Draw instances on an image: a light tint and a strong edge per object, uint8 [H, W, 3].
 
     Colours come from Okabe and Ito (2008), which colour-blind readers can tell apart.
@@ -22,9 +23,10 @@ def overlay(pixels: NDArray[np.uint8], instances: NDArray[np.int32]) -> NDArray[
         dtype=np.uint8,
     )
     colour = colours[(instances - 1) % len(colours)]
-    drawn = pixels.copy()
+    seen = displayed(pixels)
+    drawn = seen.copy()
     inside = instances > 0
-    drawn[inside] = np.round(0.75 * pixels[inside] + 0.25 * colour[inside]).astype(np.uint8)
+    drawn[inside] = np.round(0.75 * seen[inside] + 0.25 * colour[inside]).astype(np.uint8)
     edge = inner_edge(instances, max(min(instances.shape) // 250, 1))
     drawn[edge] = colour[edge]
     return drawn

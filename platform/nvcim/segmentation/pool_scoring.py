@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from nvcim.config import Settings
-from nvcim.data.images import LabelledImage, PlainImage
+from nvcim.data.images import LabelledImage, Pixels, PlainImage
 from nvcim.errors import DataError
 from nvcim.segmentation.inference import PredictionSettings, predict_with_descriptor
 from nvcim.segmentation.network import SegmentationNetwork, baked, normalise_colours
@@ -87,9 +87,9 @@ def score_pool(
 
 
 def uncertainty_map(
-    models: Sequence[SegmentationNetwork], pixels: NDArray[np.uint8], settings: ScoringSettings | None = None
+    models: Sequence[SegmentationNetwork], pixels: Pixels, settings: ScoringSettings | None = None
 ) -> NDArray[np.float32]:
-    """Return the standard deviation over networks at every pixel, [H, W] in 0..0.5, for uint8 [H, W, 3].
+    """Return the standard deviation over networks at every pixel, [H, W] in 0..0.5, for pixels [H, W, 3].
 
     Raises:
         DataError: fewer than two networks.
@@ -113,7 +113,7 @@ def _batches(images: Iterable[PoolImage], batch_pixels: int) -> Iterator[list[Po
 
 
 def _outputs(
-    models: Sequence[SegmentationNetwork], pixels: Sequence[NDArray[np.uint8]], settings: ScoringSettings
+    models: Sequence[SegmentationNetwork], pixels: Sequence[Pixels], settings: ScoringSettings
 ) -> tuple[Tensor, Tensor]:
     """Probabilities [networks, B, H, W] and descriptors [networks, B, D] of images of one size, on the CPU."""
     if max(pixels[0].shape[:2]) > settings.tile:
@@ -134,7 +134,7 @@ def _whole(model: SegmentationNetwork, colours: Tensor, settings: ScoringSetting
 
 
 def _in_tiles(
-    model: SegmentationNetwork, pixels: Sequence[NDArray[np.uint8]], settings: ScoringSettings
+    model: SegmentationNetwork, pixels: Sequence[Pixels], settings: ScoringSettings
 ) -> tuple[Tensor, Tensor]:
     """As `_whole`, tile by tile."""
     tiles = PredictionSettings(tile=settings.tile, overlap=min(64, settings.tile // 2))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nvcim.compute import resolve_device
-from nvcim.data.images import encode_instances, encode_instances_tiff, write_image
+from nvcim.data.images import displayed, encode_instances, encode_instances_tiff, image_name, write_image
 from nvcim.data.large_images import ImageRows, open_image
 from nvcim.errors import DataError, ModelError
 from nvcim.segmentation.inference import PredictionSettings
@@ -50,6 +50,8 @@ def predict_files(
     on_file: Callable[[PredictedFile], None] | None = None,
 ) -> list[PredictedFile]:
     """Write `<name>.png` (uint16 instances) and `<name>_overlay.png` to `out` for every image file.
+
+    <name> is the file's as `image_name` gives it.
 
     `models` are folders of models; a folder that holds `member-*` folders stands for them, and several models
     decide by their mean. Masks with more than 65,535 objects become `<name>.tif` (uint32), as do all with the
@@ -92,7 +94,7 @@ def _refuse_overwriting(paths: Sequence[Path], out: Path, extras: frozenset[Extr
         endings += [".geojson"] if "geojson" in extras else []
         endings += ["_objects.csv"] if "objects" in extras else []
         for ending in endings:
-            written = (out / f"{path.stem}{ending}").resolve()
+            written = (out / f"{image_name(path)}{ending}").resolve()
             if written in given:
                 raise DataError(
                     f"{path}: its result would overwrite the image {given[written]}; choose another folder for results"
@@ -130,15 +132,15 @@ def _write(
 ) -> PredictedFile:
     instances = found.instances
     count = int(instances.max(initial=0))
-    mask = out / f"{path.stem}.png"
+    mask = out / f"{image_name(path)}.png"
     if "tiff" in extras or count > 65535:
         mask = mask.with_suffix(".tif")
         atomic_write_bytes(mask, encode_instances_tiff(instances, str(mask)))
     else:
         atomic_write_bytes(mask, encode_instances(instances, str(mask)))
-    drawn = out / f"{path.stem}_overlay.png"
+    drawn = out / f"{image_name(path)}_overlay.png"
     write_image(_overlay(image, instances), drawn)
-    outlines, table = out / f"{path.stem}.geojson", out / f"{path.stem}_objects.csv"
+    outlines, table = out / f"{image_name(path)}.geojson", out / f"{image_name(path)}_objects.csv"
     if "geojson" in extras:
         write_geojson(instances, outlines)
     if "objects" in extras:
@@ -161,5 +163,5 @@ def _overlay(image: ImageRows, instances: NDArray[np.int32]) -> NDArray[np.uint8
     if step == 1:
         return overlay(image.rows(0, image.height), instances)
     # Bands start at multiples of the step, so that every step-th row is one of the image's.
-    rows = [image.rows(top, bottom)[::step, ::step] for top, bottom in image.bands(512 * step)]
+    rows = [displayed(image.rows(top, bottom)[::step, ::step]) for top, bottom in image.bands(512 * step)]
     return overlay(np.concatenate(rows), instances[::step, ::step])

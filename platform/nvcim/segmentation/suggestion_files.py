@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nvcim.compute import resolve_device
 from nvcim.config import Settings
-from nvcim.data.images import LabelledImage, PlainImage, find_images, find_masks, read_image, read_instances
+from nvcim.data.images import Pixels
 from nvcim.errors import ConfigError, DataError, ModelError
 from nvcim.quantization import quantizer_named
 from nvcim.randomness import named_seed
@@ -33,15 +33,13 @@ from nvcim.segmentation.fcn import FCNSettings
 from nvcim.segmentation.network import SegmentationNetwork
 from nvcim.segmentation.pool_scoring import ScoringSettings, score_pool, uncertainty_map
 from nvcim.segmentation.prediction_files import member_folders
+from nvcim.segmentation.suggestion_pool import OnProgress, Pool
 from nvcim.segmentation.suggestive import Rule, Suggestion, SuggestionSettings, cosine_similarity, suggest
 from nvcim.segmentation.suggestive_members import member_jobs, start_jobs
 from nvcim.segmentation.training import TrainingSettings
 from nvcim.storage import atomic_write_text
 
 _NETWORK = re.compile(r"(member|start)-")
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with (what is being done, how many are done, how many in all)."""
 
 
 class FolderSettings(Settings):
@@ -72,39 +70,6 @@ class FolderSettings(Settings):
     scoring: ScoringSettings = ScoringSettings()
 
 
-class UnreadImages(Sequence[PlainImage]):
-    """Images that are read one by one when they are asked for, and not kept; a folder may hold thousands."""
-
-    def __init__(self, names: Sequence[str], read: Callable[[str], NDArray[np.uint8]]) -> None:
-        self.names = tuple(names)
-        self._read = read
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @overload
-    def __getitem__(self, place: int) -> PlainImage: ...
-    @overload
-    def __getitem__(self, place: slice) -> "UnreadImages": ...
-    def __getitem__(self, place: int | slice) -> "PlainImage | UnreadImages":
-        """Read the image at a place (raises DataError as `read_image`), or return those of a slice unread."""
-        if isinstance(place, slice):
-            return UnreadImages(self.names[place], self._read)
-        return self.named(self.names[place])
-
-    def named(self, name: str) -> PlainImage:
-        """Read the image of a name (raises DataError as `read_image`)."""
-        return PlainImage(name, self._read(name))
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A folder's images, in name order: those with masks, to be trained on, in memory, the rest unread."""
-
-    annotated: tuple[LabelledImage, ...]
-    rest: UnreadImages
-
-
 @dataclass(frozen=True)
 class FolderSuggestions:
     """What to annotate next, in order, and how it was found.
@@ -119,46 +84,8 @@ class FolderSuggestions:
     rest: int
     suggestions: tuple[Suggestion, ...]
     nearest: tuple[tuple[str, float] | None, ...]
-    images: Mapping[str, NDArray[np.uint8]] = field(repr=False)
+    images: Mapping[str, Pixels] = field(repr=False)
     heat: Mapping[str, NDArray[np.float32]] = field(repr=False)
-
-
-def read_pool(images: Path, masks: Path | None, on_progress: OnProgress | None = None) -> Pool:
-    """Find a folder's images and the masks of some of them, paired by name; None: no mask yet.
-
-    Every file is read once, so that a damaged one is found before networks are trained, but only the annotated
-    images are kept.
-
-    Raises:
-        DataError: no image, no mask in `masks`, images in place of masks, a mask without an image or of another
-            size, or a file that cannot be read.
-    """
-    files = find_images(images)
-    labels = find_masks(masks, files.values()) if masks is not None else {}
-    unknown = sorted(set(labels) - set(files))
-    if unknown:
-        raise DataError(
-            f"{labels[unknown[0]]}: no image of that name in {images} ({len(unknown)} mask(s) without an image)"
-        )
-    annotated: list[LabelledImage] = []
-    for done, (name, file) in enumerate(files.items(), start=1):
-        pixels = read_image(file)
-        if name in labels:
-            annotated.append(_labelled(name, pixels, file, labels[name]))
-        if on_progress is not None:
-            on_progress("images read", done, len(files))
-    rest = [name for name in files if name not in labels]
-    return Pool(tuple(annotated), UnreadImages(rest, lambda name: read_image(files[name])))
-
-
-def _labelled(name: str, pixels: NDArray[np.uint8], file: Path, mask: Path) -> LabelledImage:
-    instances = read_instances(mask)
-    if pixels.shape[:2] != instances.shape:
-        (height, width), (mask_height, mask_width) = pixels.shape[:2], instances.shape
-        raise DataError(
-            f"{mask}: mask of {mask_width}x{mask_height} pixels, but its image {file} has {width}x{height}"
-        )
-    return LabelledImage(name, pixels, instances)
 
 
 def suggest_in_folder(
@@ -401,7 +328,7 @@ def _result(
     how: str,
     descriptors: Tensor | None = None,
     known: Tensor | None = None,
-    heat_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None,
+    heat_of: Callable[[Pixels], NDArray[np.float32]] | None = None,
 ) -> FolderSuggestions:
     nearest: list[tuple[str, float] | None] = [None] * len(suggestions)
     if descriptors is not None and known is not None:

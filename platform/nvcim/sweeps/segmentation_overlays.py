@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nvcim.data.images import write_image
+from nvcim.data.images import Pixels, displayed, write_image
 from nvcim.segmentation.ensemble import load_members
 from nvcim.segmentation.instances import predict
 from nvcim.segmentation.network import baked
@@ -60,12 +60,10 @@ def draw_extremes(settings: SegmentationSettings, run: RunFolder) -> list[Path]:
     return made
 
 
-def outlined(
-    pixels: NDArray[np.uint8], truth: NDArray[np.int32], found: NDArray[np.int32] | None
-) -> NDArray[np.uint8]:
+def outlined(pixels: Pixels, truth: NDArray[np.int32], found: NDArray[np.int32] | None) -> NDArray[np.uint8]:
     """Draw the truth's outlines, and over them those of what was found; small images are enlarged, uint8 [h, w, 3]."""
     times = max(1, -(-_SMALLEST_SIDE // min(truth.shape)))
-    drawn = pixels.repeat(times, axis=0).repeat(times, axis=1)
+    drawn = displayed(pixels).repeat(times, axis=0).repeat(times, axis=1)
     width = max(min(drawn.shape[:2]) // 160, 1)
     for labels, colour in ((truth, TRUTH), (found, FOUND)):
         if labels is not None:
