@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 import nvcim
+from nvcim.prompts.stop_texts import cut_at_stop
 from serving import images
 from serving.backends import (
     Completion,
@@ -45,6 +46,8 @@ from serving.schemas import (
 )
 
 MAX_JSON_BYTES = 2**20
+UNFINISHED = "\ufffd"
+"""What a tokenizer shows for bytes that are no character: at `max_tokens` an answer may end within one."""
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 404, 413, 422, 429, 503)
 }
@@ -81,7 +84,8 @@ def create_api(
         if language is None:
             raise RequestError(Refusal(404, "this run holds no nodes", code="model_not_found"))
         model = choose_model(body.model, await language.offer())
-        jobs = [CompletionJob(body.user, prompt, body.max_tokens or 16) for prompt in body.prompts]
+        stops = tuple(body.stops)
+        jobs = [CompletionJob(body.user, prompt, body.max_tokens or 16, stops) for prompt in body.prompts]
         return _json(_completion_response(body, model, await language.complete(jobs)))
 
     @api.post("/v1/segment", response_model=SegmentResponse, openapi_extra=_IMAGE_BODY)
@@ -157,23 +161,18 @@ def parse_json(content: bytes, kind: type[Model]) -> Model:
         raise RequestError(Refusal(400, message, param=field)) from error
 
 
-def cut_at_stop(text: str, stops: Sequence[str]) -> str | None:
-    """Return `text` up to the earliest stop text, or None where none occurs in it."""
-    places = [place for place in (text.find(stop) for stop in stops) if place >= 0]
-    return text[: min(places)] if places else None
-
-
 def _completion_response(
     body: CompletionRequest, model: str, completions: Sequence[Completion]
 ) -> CompletionResponse:
     """Shape completions of the prompts of one request as OpenAI does."""
     choices = []
     for index, (prompt, done) in enumerate(zip(body.prompts, completions, strict=True)):
-        cut = cut_at_stop(done.text, body.stops)
+        written = done.text.rstrip(UNFINISHED) if done.finish_reason == "length" else done.text
+        cut = cut_at_stop(written, body.stops)  # whatever a backend writes, no client gets a stop text
         choices.append(
             Choice(
                 index=index,
-                text=(prompt if body.echo else "") + (done.text if cut is None else cut),
+                text=(prompt if body.echo else "") + (written if cut is None else cut),
                 finish_reason=done.finish_reason if cut is None else "stop",
                 nvcim=Retrieval(slot=done.slot, score=done.score),
             )
