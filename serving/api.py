@@ -46,8 +46,6 @@ from serving.schemas import (
 )
 
 MAX_JSON_BYTES = 2**20
-UNFINISHED = "\ufffd"
-"""What a tokenizer shows for bytes that are no character: at `max_tokens` an answer may end within one."""
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 404, 413, 422, 429, 503)
 }
@@ -167,12 +165,11 @@ def _completion_response(
     """Shape completions of the prompts of one request as OpenAI does."""
     choices = []
     for index, (prompt, done) in enumerate(zip(body.prompts, completions, strict=True)):
-        written = done.text.rstrip(UNFINISHED) if done.finish_reason == "length" else done.text
-        cut = cut_at_stop(written, body.stops)  # whatever a backend writes, no client gets a stop text
+        cut = cut_at_stop(done.text, body.stops)  # whatever a backend writes, no client gets a stop text
         choices.append(
             Choice(
                 index=index,
-                text=(prompt if body.echo else "") + (written if cut is None else cut),
+                text=(prompt if body.echo else "") + (done.text if cut is None else cut),
                 finish_reason=done.finish_reason if cut is None else "stop",
                 nvcim=Retrieval(slot=done.slot, score=done.score),
             )

@@ -80,6 +80,16 @@ def test_an_answer_keeps_its_white_space(embedded: LanguageModel) -> None:
         assert embedded.decode(text_ids(embedded.tokenizer, said)) == said
 
 
+def test_a_character_that_is_only_begun_is_left_out(embedded: LanguageModel) -> None:
+    """A smiling face is four bytes in UTF-8, here a token each: F0 9F 98 80."""
+    ids = text_ids(embedded.tokenizer, " ok \U0001f600")
+    assert embedded.decode(ids) == " ok \U0001f600"
+    for left_out in (1, 2, 3, 4):
+        assert embedded.decode(ids[:-left_out]) == " ok "
+    middle = [*ids[:-1], *text_ids(embedded.tokenizer, "k")]
+    assert embedded.decode(middle) == " ok \ufffdk"  # what is followed by another character stays seen
+
+
 def test_an_answers_first_space_is_kept_though_the_tokenizer_drops_a_texts() -> None:
     tokenizer = metaspace()
     assert tokenizer.decode([WORDS.index("▁yes")]) == "yes"

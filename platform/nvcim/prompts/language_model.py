@@ -29,6 +29,8 @@ ANSWER_MARK = "\nAnswer:"
 """What stands between a question and its answer, in training and in use."""
 Precision = Literal["float32", "bfloat16", "auto"]
 """Of the frozen weights and activations; `auto` is the checkpoint's own. Tuned tokens are float32 throughout."""
+UNFINISHED = "\ufffd"
+"""What tokenizers show for bytes that are no character, as at the end of a text that is cut within one."""
 UNKNOWN_CONTEXT = 2048
 """Taken where a model's settings name no longest sequence (ALiBi models, for example)."""
 
@@ -233,10 +235,13 @@ class LanguageModel:
         return [*self._embeddable(f" {text}"), self.ends[0]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids that were written behind the answer mark, as it stands: the space that opens it is part of it."""
+        """Text of ids that were written behind the answer mark, as it stands: the space that opens it is part of it.
+
+        A character that the last ids only begin is left out.
+        """
         # Tokenizers that write a word's space with the word leave it off at the beginning of a text.
         text = self._text([self._mark[0], *ids])
-        return text.removeprefix(self._mark[1])
+        return text.removeprefix(self._mark[1]).rstrip(UNFINISHED)
 
     @cached_property
     def _mark(self) -> tuple[int, str]:
