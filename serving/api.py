@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 import nvcim
+from nvcim.prompts.stop_texts import cut_at_stop
 from serving import images
 from serving.backends import (
     Completion,
@@ -86,7 +87,8 @@ def create_api(
         if language is None:
             raise RequestError(Refusal(404, "this run holds no nodes", code="model_not_found"))
         model = choose_model(body.model, await language.offer())
-        jobs = [CompletionJob(body.user, prompt, body.max_tokens or 16) for prompt in body.prompts]
+        stops = tuple(body.stops)
+        jobs = [CompletionJob(body.user, prompt, body.max_tokens or 16, stops) for prompt in body.prompts]
         return _json(_completion_response(body, model, await language.complete(jobs)))
 
     @api.post("/v1/segment", response_model=SegmentResponse, openapi_extra=_IMAGE_BODY)
@@ -164,19 +166,13 @@ def parse_json(content: bytes, kind: type[Model]) -> Model:
         raise RequestError(Refusal(400, message, param=field)) from error
 
 
-def cut_at_stop(text: str, stops: Sequence[str]) -> str | None:
-    """Return `text` up to the earliest stop text, or None where none occurs in it."""
-    places = [place for place in (text.find(stop) for stop in stops) if place >= 0]
-    return text[: min(places)] if places else None
-
-
 def _completion_response(
     body: CompletionRequest, model: str, completions: Sequence[Completion]
 ) -> CompletionResponse:
     """Shape completions of the prompts of one request as OpenAI does."""
     choices = []
     for index, (prompt, done) in enumerate(zip(body.prompts, completions, strict=True)):
-        cut = cut_at_stop(done.text, body.stops)
+        cut = cut_at_stop(done.text, body.stops)  # whatever a backend writes, no client gets a stop text
         choices.append(
             Choice(
                 index=index,

@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 import numpy as np
+import ray
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
@@ -32,11 +33,12 @@ from ray.serve.schema import DeploymentStatus, ServeDeploySchema
 from nvcim.compute import resolve_device
 from nvcim.data.images import Pixels
 from nvcim.errors import RunError
-from nvcim.fleet.ray_session import ray_session
+from nvcim.fleet.ray_session import RaySession, ray_session
 from serving.api import create_api
 from serving.backends import Completion, CompletionJob, Offer, Refusal, RequestError
 from serving.config import CONFIG_FILE, AppSettings, deployment_options, load_serve_config
 from serving.metrics import BatchMetrics, RequestMetrics
+from serving.resources import shortage
 from serving.run_contents import inspect_run
 
 APP_NAME = "nvcim"
@@ -204,10 +206,17 @@ def build(args: AppSettings) -> Application:
 def _build(args: AppSettings, options: Mapping[str, Mapping[str, Any]]) -> Application:
     """Bind the deployments for which the run holds something, with their options by name."""
     settings = args.model_copy(update={"run": PROJECT_ROOT / args.run})
-    contents = inspect_run(settings.run)
-    language = _with(Language, options).bind(settings) if contents.nodes else None
-    segmentation = _with(Segmentation, options).bind(settings) if contents.fcns else None
+    names = _deployed(settings.run)
+    language = _with(Language, options).bind(settings) if Language.name in names else None
+    segmentation = _with(Segmentation, options).bind(settings) if Segmentation.name in names else None
     return _with(Ingress, options).bind(language, segmentation)
+
+
+def _deployed(run: Path) -> list[str]:
+    """Names of the deployments that a run needs."""
+    contents = inspect_run(run)
+    backends = {Language.name: contents.nodes, Segmentation.name: contents.fcns}
+    return [*(name for name, held in backends.items() if held), Ingress.name]
 
 
 def _with(deployment: Any, options: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -269,17 +278,21 @@ def run_app(
         config: Serve config with the deployments' options.
 
     Raises:
-        RunError: nothing to serve, the port is in use, Serve runs already, or the app fails to start.
+        RunError: nothing to serve, the port is in use, Serve runs already, Ray lacks the CPUs or GPUs that the config
+            asks for, or the app fails to start.
         ConfigError: a mistake in the config, or an unknown device.
     """
     checked = load_serve_config(config)
     resolve_device(device)
     settings = AppSettings(run=run.resolve(), device=device)
-    app = _build(settings, deployment_options(checked))
+    options = deployment_options(checked)
+    app = _build(settings, options)
     host = host if host is not None else checked.http_options.host
     port = free_port(host, port if port is not None else checked.http_options.port)
     with contextlib.ExitStack() as resources:
-        resources.enter_context(ray_session())
+        session = resources.enter_context(ray_session())
+        wanted = {name: options.get(name, {}) for name in _deployed(settings.run)}
+        _check_room(wanted, session)
         _start(app, host, port, checked, resources)
         url = f"http://{_reachable(host)}:{port}"
         return ServedApp(url, settings.run, resources.pop_all())
@@ -305,6 +318,20 @@ def free_port(host: str, port: int) -> int:
         if error.errno == errno.EADDRINUSE:
             raise RunError(f"port {port} on {host} is in use; choose another port") from error
         raise RunError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+def _check_room(deployments: Mapping[str, Mapping[str, Any]], session: RaySession) -> None:
+    """Refuse a local Ray that is too small for the deployments; a cluster may grow, so there it is only said.
+
+    Raises:
+        RunError: what is needed and what there is.
+    """
+    lack = shortage(deployments, ray.cluster_resources())
+    if lack is None:
+        return
+    if session.local:
+        raise RunError(lack)
+    logger.warning("%s; waiting for the cluster to grow", lack)
 
 
 def _start(

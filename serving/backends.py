@@ -15,16 +15,20 @@ from nvcim.data.images import Pixels
 
 @dataclass(frozen=True)
 class CompletionJob:
-    """One prompt of one user, to be completed greedily with at most `max_tokens` tokens."""
+    """One prompt of one user, to be completed greedily with at most `max_tokens` tokens or up to a stop text."""
 
     user: str
     prompt: str
     max_tokens: int
+    stops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What was generated for a job; `slot` and `score` say which prompt the user's memory returned."""
+    """What was generated for a job; `slot` and `score` say which prompt the user's memory returned.
+
+    `text` is what the model wrote, white space included, up to a stop text; `completion_tokens` are those of `text`.
+    """
 
     text: str
     slot: int | None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from nvcim.errors import DataError
 from nvcim.fleet.node import EdgeNode, answer
 from nvcim.prompts.personaliser_files import load_personaliser
 from nvcim.prompts.prefix_cache import cache_for
@@ -28,12 +29,15 @@ class RunLanguage:
         return Offer((self._model,), len(self._nodes), self._created)
 
     def refuse(self, job: CompletionJob) -> Refusal | None:
-        """Refuse users without a node, and prompts that do not fit the model's context."""
+        """Refuse users without a node, and prompts that the model cannot read or that do not fit its context."""
         if job.user not in self._nodes:
             message = f"user '{job.user}' has no node in this run"
             return Refusal(404, message, param="user", code="user_not_found")
         lm, virtual = self._personaliser.lm, self._personaliser.settings.tuning.tokens
-        read = len(lm.question_ids(job.prompt)) + virtual
+        try:
+            read = len(lm.question_ids(job.prompt)) + virtual
+        except DataError as error:
+            return Refusal(400, str(error), param="prompt")
         if read + job.max_tokens > lm.context:
             message = (
                 f"the prompt has {read} tokens with its virtual ones and max_tokens is {job.max_tokens}; "
@@ -51,7 +55,12 @@ class RunLanguage:
             nodes = [self._nodes[job.user] for job in batch]
             texts = [job.prompt for job in batch]
             answers = answer(
-                nodes, texts, self._personaliser, max_new_tokens=max_tokens, cache=self._prefixes
+                nodes,
+                texts,
+                self._personaliser,
+                max_new_tokens=max_tokens,
+                cache=self._prefixes,
+                stops=[job.stops for job in batch],
             )
             done |= {
                 place: Completion(

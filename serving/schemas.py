@@ -80,7 +80,10 @@ class Choice(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens read and added, summed over the choices; virtual tokens count as read."""
+    """Tokens read and added, summed over the choices; virtual tokens count as read.
+
+    Added are those of the returned text: neither an end of text nor what lies behind a stop text.
+    """
 
     prompt_tokens: int
     completion_tokens: int

@@ -73,7 +73,7 @@ def requests(batch: Serving, device: str) -> Requests:
     lm = LanguageModel.load(device=device)
     tokenizer = copy.deepcopy(lm.tokenizer)
     tokenizer.add_special_tokens({"eos_token": "<never written>"})  # its id is behind the model's last logit
-    lm = replace(lm, tokenizer=tokenizer)
+    lm = replace(lm, tokenizer=tokenizer, ends=(tokenizer.eos_token_id,))
     draws = torch.Generator().manual_seed(0)
     questions = []
     for _ in range(batch.users):

@@ -73,6 +73,9 @@ class Words:
     pad_token_id = 0
     eos_token_id = 1
 
+    def __call__(self, text: str, **how: object) -> dict[str, list[int]]:
+        return {"input_ids": [2] * len(text)}
+
 
 def made(name: str) -> LanguageModel:
     with torch.random.fork_rng(devices=[]):

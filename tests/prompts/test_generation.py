@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from nvcim.prompts import generation
 from nvcim.prompts.generation import Batch, Choice, generate
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.prefix_cache import PrefixCache
+from nvcim.prompts.tokenization import text_ids
 
 QUESTIONS = ("Complete the tweet: sailor whale", "a", "the price is awful , the staff were superb .")
 
@@ -228,3 +230,94 @@ def test_another_models_cache_and_an_empty_answer_are_refused(
         generate(embedded, ["a whale"], [None], cache=PrefixCache(other))
     with pytest.raises(ValueError, match="max_new_tokens is 0; at least 1"):
         generate(embedded, ["a whale"], [None], max_new_tokens=0)
+
+
+def says(monkeypatch: pytest.MonkeyPatch, lm: LanguageModel, text: str) -> list[int]:
+    """Make every row write a text, then end; returns its ids."""
+    ids = text_ids(lm.tokenizer, text)
+
+    def pick(choice: Choice, logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        return torch.full((len(rows),), ids[step] if step < len(ids) else lm.ends[0])
+
+    monkeypatch.setattr(Choice, "pick", pick)
+    return ids
+
+
+@pytest.mark.parametrize("loop", ["own", "transformers"])
+@pytest.mark.parametrize(
+    ("stops", "text", "counted"),
+    [
+        ([], "\nyes, no maybe ", "\nyes, no maybe "),
+        (["\n"], "", ""),
+        ([" no", "maybe"], "\nyes,", "\nyes,"),
+        (
+            ["s, n"],
+            "\nye",
+            "\nyes",
+        ),  # the stop text begins within a token, and that token is part of the answer
+        (["never"], "\nyes, no maybe ", "\nyes, no maybe "),
+    ],
+)
+def test_an_answer_ends_before_a_stop_text_and_counts_its_own_tokens(
+    embedded: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    loop: str,
+    stops: list[str],
+    text: str,
+    counted: str,
+) -> None:
+    monkeypatch.setitem(embedded.__dict__, "can_cache_prefix", loop == "own")
+    ids = says(monkeypatch, embedded, "\nyes, no maybe ")
+    (got, free) = generate(embedded, ["a", "a whale"], [None, None], 40, stops=[stops, []])
+    assert (got.text, got.finish_reason) == (text, "stop")
+    assert (free.text, free.completion_tokens) == ("\nyes, no maybe ", len(ids))
+    fewest = next(k for k in range(len(ids) + 1) if embedded.decode(ids[:k]).startswith(counted))
+    assert got.completion_tokens == fewest
+
+
+def test_nothing_is_computed_behind_a_stop_text(
+    embedded: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    advance = Batch.advance
+    monkeypatch.setattr(Batch, "advance", lambda batch: read.append(len(batch.next_ids)) or advance(batch))
+    says(monkeypatch, embedded, "\nyes, no maybe ")
+    generate(embedded, ["a", "a whale"], [None, None], 3, stops=[["\n"], []])
+    assert read == [2, 1, 1]
+
+
+@torch.no_grad()
+def test_every_end_that_the_checkpoint_lists_ends_an_answer(embedded: LanguageModel, tmp_path: Path) -> None:
+    """As chat models list their end of turn: transformers' own loop stops there, and so must ours, both ways."""
+    model = deepcopy(embedded.model)
+    ids = torch.tensor([embedded.question_ids(QUESTIONS[0])])
+    how = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False}
+    free = model.generate(ids, **how)[0, ids.shape[1] :].tolist()
+    turn = next(token for token in free[1:] if token != embedded.ends[0])
+    model.generation_config.eos_token_id = [embedded.ends[0], turn]
+    ended = model.generate(ids, **how)[0, ids.shape[1] :].tolist()
+    assert ended[-1] == turn
+    assert len(ended) < len(free)
+    model.save_pretrained(tmp_path)
+    embedded.tokenizer.save_pretrained(tmp_path)
+    for lm in (
+        LanguageModel.wrap("mine", model, embedded.tokenizer, "cpu"),
+        LanguageModel.load(str(tmp_path), "cpu"),
+    ):
+        (got,) = generate(lm, QUESTIONS[:1], [None], 12)
+        assert (got.completion_tokens, got.finish_reason) == (len(ended) - 1, "stop")
+        assert got.text == lm.decode(ended[:-1])
+
+
+def test_a_checkpoints_own_settings_of_generation_change_no_choice(dynamic_lm: LanguageModel) -> None:
+    """A penalty of repetition as Qwen's checkpoints ship one; our own loop knows none."""
+    sets = [*tokens(dynamic_lm, 1, 9), None, None]
+    before = generate(dynamic_lm, QUESTIONS, sets, 8)
+    dynamic_lm.model.generation_config.repetition_penalty = 5.0
+    assert generate(dynamic_lm, QUESTIONS, sets, 8) == before
+    assert dynamic_lm.model.generation_config.repetition_penalty == 5.0
+
+
+def test_stop_texts_for_other_questions_are_refused(embedded: LanguageModel) -> None:
+    with pytest.raises(ValueError, match="1 lists of stop texts for 2 questions"):
+        generate(embedded, ["a", "b"], [None, None], stops=[["x"]])

@@ -26,7 +26,7 @@ from nvcim.crossbar import CrossbarConfig
 from nvcim.data.lamp import UserStream
 from nvcim.errors import ModelError
 from nvcim.fleet.node import EdgeNode, answer, learn
-from nvcim.prompts import language_model
+from nvcim.prompts import model_checks
 from nvcim.prompts.autoencoder import AutoencoderSettings
 from nvcim.prompts.language_model import ANSWER_MARK, LanguageModel
 from nvcim.prompts.methods import NVCIM_PT
@@ -124,7 +124,7 @@ def test_a_question_ends_with_the_answer_mark_and_an_answer_with_the_end_of_text
     question, said = embedded.question_ids("a whale"), embedded.answer_ids("at the pier")
     assert embedded.tokenizer.decode(question).endswith(ANSWER_MARK)
     assert said[-1] == embedded.tokenizer.eos_token_id
-    assert embedded.decode(said) == "at the pier"
+    assert embedded.decode(said) == " at the pier"
 
 
 def test_text_is_shortened_from_its_end_until_it_fits(embedded: LanguageModel) -> None:
@@ -215,7 +215,7 @@ def test_a_file_without_the_heads_weights_is_refused(folder_of: Callable[[Any], 
 def test_gptq_weights_without_their_library_are_refused_by_its_name(
     tmp_path: Path, make_family: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(language_model, "GPTQ_LIBRARIES", ("nvcim", "no_such_gptq_library"))
+    monkeypatch.setattr(model_checks, "GPTQ_LIBRARIES", ("nvcim", "no_such_gptq_library"))
     shutil.copytree(make_family("llama"), tmp_path / "lm")
     file = tmp_path / "lm" / "config.json"
     quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
@@ -274,4 +274,4 @@ def test_a_tokenizer_without_padding_pads_with_its_end_of_text(embedded: Languag
         tokenizer_object=embedded.tokenizer.backend_tokenizer, eos_token="</s>"
     )
     lm = LanguageModel.wrap("mine", embedded.model, tokenizer, "cpu")
-    assert lm.tokenizer.pad_token_id == lm.tokenizer.eos_token_id
+    assert lm.pad_id == lm.tokenizer.eos_token_id

@@ -1,6 +1,7 @@
 """What texts look like to the prompt memory."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,9 +77,7 @@ def test_a_bfloat16_model_gives_float32_vectors_near_those_of_its_float32_twin(
     embedded: LanguageModel, users: list[UserStream]
 ) -> None:
     texts = [sample.input for sample in users[0].history]
-    half = LanguageModel(
-        "half", deepcopy(embedded.model).to(torch.bfloat16), embedded.tokenizer, embedded.context
-    )
+    half = replace(embedded, name="half", model=deepcopy(embedded.model).to(torch.bfloat16))
     found = represent(half, texts, 4, 2)
     assert found.dtype == torch.float32
     cosine = functional.cosine_similarity(found.flatten(1), represent(embedded, texts, 4, 2).flatten(1))

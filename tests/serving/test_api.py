@@ -134,6 +134,25 @@ def test_stop_cuts_before_the_earliest_stop_text(client: TestClient) -> None:
     assert cut_at_stop("abc", []) is None
 
 
+def test_a_text_is_returned_as_written() -> None:
+    class Writes(EchoLanguage):
+        async def complete(self, jobs: Sequence[CompletionJob]) -> list[Completion]:
+            return [Completion("\n street \n", None, None, 1, 4, "stop")]
+
+    client = TestClient(create_api(Writes(), None, own_metrics()))
+    asked = {"prompt": "kitchen", "user": "ada", "echo": True}
+    text = client.post("/v1/completions", json=asked).json()["choices"][0]["text"]
+    assert text == "kitchen\n street \n"
+    stopped = client.post("/v1/completions", json=asked | {"stop": "\n"}).json()["choices"][0]
+    assert (stopped["text"], stopped["finish_reason"]) == ("kitchen", "stop")
+
+
+def test_stop_texts_reach_the_backend(client: TestClient, language: EchoLanguage) -> None:
+    for stop, expected in (("x", ("x",)), (["x", "\n"], ("x", "\n")), (None, ())):
+        client.post("/v1/completions", json={"prompt": ["ab", "cd"], "user": "ada", "stop": stop})
+        assert [job.stops for job in language.seen[-1]] == [expected] * 2
+
+
 def test_echo_puts_the_prompt_first(client: TestClient) -> None:
     asked = {"prompt": "ab", "user": "ada", "echo": True}
     assert client.post("/v1/completions", json=asked).json()["choices"][0]["text"] == "abba"

@@ -48,6 +48,22 @@ def test_served_answer_is_the_nodes_own(backend: RunLanguage, full_run: Path) ->
         assert (done.text, done.slot) == (expected.text, expected.slot)
 
 
+def test_an_answer_ends_at_its_own_stop_text_and_counts_what_is_returned(backend: RunLanguage) -> None:
+    """Bytes are tokens here, so a text of ASCII takes as many as it has characters."""
+    (whole,) = backend.complete([CompletionJob("node-0", PROMPTS[0], 24)])
+    stop = next(char for char in whole.text[2:] if char.isascii())
+    kept = whole.text.partition(stop)[0]
+    jobs = [
+        CompletionJob("node-0", PROMPTS[0], 24, (stop, "never written")),
+        CompletionJob("node-0", PROMPTS[0], 24),
+    ]
+    cut, free = backend.complete(jobs)
+    assert (cut.text, cut.finish_reason) == (kept, "stop")
+    assert cut.completion_tokens < free.completion_tokens
+    assert len(kept) <= cut.completion_tokens <= len(kept.encode())
+    assert free.text == whole.text
+
+
 def test_user_without_a_node_is_refused(backend: RunLanguage) -> None:
     refusal = backend.refuse(CompletionJob("node-9", "x", 4))
     assert refusal is not None

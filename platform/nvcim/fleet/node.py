@@ -226,11 +226,12 @@ def answer(
     temperature: float = 0.0,
     seed: int = 0,
     cache: PrefixCache | None = None,
+    stops: Sequence[Sequence[str]] | None = None,
 ) -> list[Answer]:
     """nodes[i] answers questions[i]; searches run on each node's array, generation in one batch.
 
     A node whose memory is empty answers untuned, and its answer says so (`slot` is None). `cache` keeps the keys and
-    values of sets that answer again and again.
+    values of sets that answer again and again; `stops` are texts that end an answer, a list for each question.
 
     Raises:
         DataError: a question that does not fit the context, or an unknown method.
@@ -244,7 +245,7 @@ def answer(
         found = _search(nodes, questions, personaliser, method)
     tokens = [one.tokens for one in found]
     limit = personaliser.settings.max_new_tokens if max_new_tokens is None else max_new_tokens
-    texts = generate(personaliser.lm, questions, tokens, limit, temperature, seed, cache)
+    texts = generate(personaliser.lm, questions, tokens, limit, temperature, seed, cache, stops)
     return [
         Answer(
             text.text,

@@ -112,7 +112,7 @@ def adapter_config(lm: LanguageModel, count: int) -> dict[str, Any]:
         "base_model_name_or_path": lm.model.name_or_path or lm.name,
         "inference_mode": True,
         "modules_to_save": None,
-        "num_attention_heads": config.num_attention_heads,
+        "num_attention_heads": _heads(config),
         "num_layers": config.num_hidden_layers,
         "num_transformer_submodules": 1,
         "num_virtual_tokens": count,
@@ -126,6 +126,15 @@ def adapter_config(lm: LanguageModel, count: int) -> dict[str, Any]:
         "tokenizer_kwargs": None,
         "tokenizer_name_or_path": None,
     }
+
+
+def _heads(config: Any) -> int:
+    """Heads as PEFT looks for them; 1 where there are none (Mamba): PEFT asks for a number, but does not use it."""
+    for name in ("num_attention_heads", "num_heads"):
+        heads = getattr(config, name, None)
+        if isinstance(heads, int):
+            return heads
+    return 1
 
 
 def _read_config(file: Path) -> dict[str, Any]:

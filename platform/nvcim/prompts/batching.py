@@ -4,6 +4,7 @@ Left padding puts every row's last token in the last column, so logits are neede
 generation continues all rows at once.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,10 +87,20 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
+def length_groups(lengths: Sequence[int], rows: int, most_padding: float = math.inf) -> list[list[int]]:
+    """Places of texts that share a batch, shortest first: at most `rows`, none padded by more than `most_padding`."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not groups or len(groups[-1]) == rows or lengths[place] - lengths[groups[-1][0]] > most_padding:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
+
+
 def left_padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids of unequal length -> (ids [batch, length], mask [batch, length])."""
+    """Token ids of unequal length -> (ids [batch, length], mask [batch, length]); equal, for an LM that cannot pad."""
     width = max(len(row) for row in rows)
-    pad = lm.tokenizer.pad_token_id
+    pad = lm.pad_id
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=lm.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=lm.device)
     return ids, mask

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nvcim.prompts.batching import left_padded, position_ids, with_virtual_tokens
+from nvcim.prompts.batching import left_padded, length_groups, position_ids, with_virtual_tokens
 from nvcim.prompts.language_model import LanguageModel
 
 IGNORED = -100
@@ -51,7 +51,9 @@ class FrozenRows(Protocol):
 
 @dataclass(frozen=True)
 class PlainRows:
-    """Any causal LM, through its own forward pass: rows padded to one length, logits at the answers' columns only.
+    """Any causal LM, through its own forward pass: logits at the answers' columns only.
+
+    Rows are padded to one length; of a model that cannot pad, rows of one length run together.
 
     Attributes:
         lm: the frozen model.
@@ -66,9 +68,11 @@ class PlainRows:
     def gradients(self, rows: Sequence[Row], owners: Sequence[int], jobs: int, n: int) -> Gradients:
         """See `FrozenRows`."""
         size = self.rows_per_pass
-        parts = [
-            self._pass(rows[i : i + size], owners[i : i + size], jobs) for i in range(0, len(rows), size)
-        ]
+        if self.lm.can_pad:
+            groups = [list(range(i, min(i + size, len(rows)))) for i in range(0, len(rows), size)]
+        else:
+            groups = length_groups([len(row) for row in rows], size, most_padding=0)
+        parts = [self._pass([rows[i] for i in some], [owners[i] for i in some], jobs) for some in groups]
 
         def gradients(tokens: Tensor) -> tuple[Tensor, Tensor]:
             losses, slopes = parts[0](tokens)

@@ -1,5 +1,6 @@
 """Generation for many users in one batch, each with tokens of its own or none."""
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,17 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Cache, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from nvcim.errors import DataError
+from nvcim.prompts.batching import length_groups
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.prefix_cache import GrowingLayer, Prefix, PrefixCache, check_tokens, content_hash
+from nvcim.prompts.stop_texts import cut_at_stop
 from nvcim.randomness import named_generator
 
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer, the token counts behind it, and why it ended ('stop' or 'length')."""
+    """An answer.
+
+    Attributes:
+        text: as the model wrote it, white space included, up to a stop text.
+        prompt_tokens: read, virtual ones included.
+        completion_tokens: written; up to a stop text those that `text` takes, an end of text not counted.
+        finish_reason: 'stop' at an end of text or a stop text, 'length' at `max_new_tokens`.
+    """
 
     text: str
     prompt_tokens: int
@@ -35,6 +52,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     cache: PrefixCache | None = None,
+    stops: Sequence[Sequence[str]] | None = None,
 ) -> list[Generated]:
     """Answer every question after its virtual tokens.
 
@@ -52,32 +70,64 @@ def generate(
         seed: of sampling.
         cache: where the virtual tokens' keys and values are kept between calls; None computes them here. Of no
             use, and not asked, where `lm.can_cache_prefix` is false.
+        stops: for each question the texts that end its answer, beside the model's own ends (`lm.ends`).
 
     Raises:
         DataError: a question that does not fit the model's context, or tokens of a wrong width.
-        ValueError: a cache of another model, fewer tokens than questions, or less than one new token.
+        ValueError: a cache of another model, fewer tokens than questions, or of stop texts, or less than one new token.
     """
     if not questions:
         return []
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; at least 1")
+    if stops is not None and len(stops) != len(questions):
+        raise ValueError(f"{len(stops)} lists of stop texts for {len(questions)} questions")
     if cache is not None and cache.lm.model is not lm.model:
         raise ValueError(f"the prefix cache belongs to model '{cache.lm.name}', not to '{lm.name}'")
     rows = [lm.question_ids(question) for question in questions]
     _check(lm, questions, rows, tokens, max_new_tokens)
     choice = Choice(rows, tokens, max_new_tokens, temperature, seed)
+    endings = Endings(lm, [()] * len(rows) if stops is None else stops)
     if lm.can_cache_prefix:
         prefixes = [None] * len(rows) if cache is None else cache.of(tokens)
-        written = _decode(Batch(lm, rows, tokens, prefixes, max_new_tokens), choice)
+        written = _decode(Batch(lm, rows, tokens, prefixes, max_new_tokens), choice, endings)
     else:
-        written = _decode_by_transformers(lm, rows, tokens, choice)
+        written = _decode_by_transformers(lm, rows, tokens, choice, endings)
     answers = []
-    for row, ids, token in zip(rows, written, tokens, strict=True):
-        ended = ids[-1] == lm.tokenizer.eos_token_id
-        count = len(row) + (0 if token is None else len(token))
-        text = lm.decode(ids[:-1] if ended else ids)
-        answers.append(Generated(text, count, len(ids) - ended, "stop" if ended else "length"))
+    for place, (row, ids, token) in enumerate(zip(rows, written, tokens, strict=True)):
+        read = len(row) + (0 if token is None else len(token))
+        answers.append(endings.answer(place, ids, read))
     return answers
+
+
+class Endings:
+    """Where each row's answer ends, and what is returned of it.
+
+    Args:
+        lm: whose end tokens and text count.
+        stops: each row's stop texts.
+    """
+
+    def __init__(self, lm: LanguageModel, stops: Sequence[Sequence[str]]) -> None:
+        self.lm = lm
+        self.stops = stops
+
+    def reached(self, row: int, ids: Sequence[int]) -> bool:
+        """Whether the row's last id ended its answer."""
+        if ids[-1] in self.lm.ends:
+            return True
+        return bool(self.stops[row]) and cut_at_stop(self.lm.decode(ids), self.stops[row]) is not None
+
+    def answer(self, row: int, ids: Sequence[int], read: int) -> Generated:
+        """The answer of a row that wrote these ids behind `read` others."""
+        if ids[-1] in self.lm.ends:
+            return Generated(self.lm.decode(ids[:-1]), read, len(ids) - 1, "stop")
+        text = self.lm.decode(ids)
+        cut = cut_at_stop(text, self.stops[row])
+        if cut is None:
+            return Generated(text, read, len(ids), "length")
+        taken = next(k for k in range(len(ids) + 1) if self.lm.decode(ids[:k]).startswith(cut))
+        return Generated(cut, read, taken, "stop")
 
 
 class Choice:
@@ -215,58 +265,89 @@ class Batch:
         self.next_ids, self.positions, self.mask = self.next_ids[rows], self.positions[rows], self.mask[rows]
 
 
-def _decode(batch: Batch, choice: Choice) -> list[list[int]]:
+def _decode(batch: Batch, choice: Choice, endings: Endings) -> list[list[int]]:
     """Ids of every row's answer, its end of text included; a row that has ended leaves the batch."""
     written: list[list[int]] = [[] for _ in batch.next_ids]
     active = torch.arange(len(written), device=batch.next_ids.device)
     for step in range(choice.steps):
         batch.next_ids = choice.pick(batch.advance(), active, step)
-        for row, token in zip(active.tolist(), batch.next_ids.tolist(), strict=True):
+        going = []
+        for place, (row, token) in enumerate(zip(active.tolist(), batch.next_ids.tolist(), strict=True)):
             written[row].append(token)
-        going = (batch.next_ids != batch.lm.tokenizer.eos_token_id).nonzero()[:, 0]
-        if len(going) == 0:
+            if not endings.reached(row, written[row]):
+                going.append(place)
+        if not going:
             break
         if len(going) < len(active):
-            batch.keep(going)
-            active = active[going]
+            kept = torch.tensor(going, device=active.device)
+            batch.keep(kept)
+            active = active[kept]
     return written
 
 
 class _Chosen(LogitsProcessor):
-    """Makes transformers' greedy loop take what `Choice` picks."""
+    """Makes transformers' greedy loop take what `Choice` picks for the rows at `places`."""
 
-    def __init__(self, choice: Choice) -> None:
+    def __init__(self, choice: Choice, places: Tensor) -> None:
         self.choice = choice
+        self.places = places
         self.step = 0
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores [batch, vocabulary] that are highest where the choice fell."""
-        picked = self.choice.pick(scores.float(), torch.arange(len(scores)), self.step)
+        picked = self.choice.pick(scores.float(), self.places, self.step)
         self.step += 1
         only: Any = torch.full_like(scores, -torch.inf).scatter(1, picked[:, None], 0.0)
         return only  # type: ignore[no-any-return]  # transformers names it by a CPU tensor's old class
 
 
+class _Reached(StoppingCriteria):
+    """Ends transformers' loop once `Endings` has ended every row; `lengths` says after how many ids each did."""
+
+    def __init__(self, endings: Endings, places: Sequence[int]) -> None:
+        self.endings = endings
+        self.places = places
+        self.lengths: dict[int, int] = {}
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
+        """Which rows [batch] have ended; `input_ids` [batch, written]."""
+        for place, ids in zip(self.places, input_ids.tolist(), strict=True):
+            if place not in self.lengths and self.endings.reached(place, ids):
+                self.lengths[place] = len(ids)
+        return torch.tensor([place in self.lengths for place in self.places], device=input_ids.device)
+
+
 def _decode_by_transformers(
-    lm: LanguageModel, rows: Sequence[Sequence[int]], tokens: Sequence[Tensor | None], choice: Choice
+    lm: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    tokens: Sequence[Tensor | None],
+    choice: Choice,
+    endings: Endings,
 ) -> list[list[int]]:
     """The same for models of other layers than attention, whose state transformers' own loop looks after."""
     parts = [lm.embed(torch.tensor(row, device=lm.device)) for row in rows]
     for place, token in enumerate(tokens):
         if token is not None:
             parts[place] = torch.cat([token.to(lm.device, lm.dtype), parts[place]])
-    mask = [torch.ones(len(part), dtype=torch.long, device=lm.device) for part in parts]
-    output = lm.model.generate(
-        inputs_embeds=pad_sequence(parts, batch_first=True, padding_side="left"),
-        attention_mask=pad_sequence(mask, batch_first=True, padding_side="left"),
-        max_new_tokens=choice.steps,
-        do_sample=False,
-        eos_token_id=lm.tokenizer.eos_token_id,
-        pad_token_id=lm.tokenizer.pad_token_id,
-        logits_processor=LogitsProcessorList([_Chosen(choice)]),
-    )
-    end = lm.tokenizer.eos_token_id
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in output.tolist()]
+    # The checkpoint's own settings of generation (a penalty of repetition, say) would change what is chosen.
+    model = copy.copy(lm.model)
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    written: list[list[int]] = [[] for _ in rows]
+    for places in length_groups([len(part) for part in parts], len(parts), lm.most_padding):
+        some = [parts[place] for place in places]
+        mask = [torch.ones(len(part), dtype=torch.long, device=lm.device) for part in some]
+        reached = _Reached(endings, places)
+        output = model.generate(
+            inputs_embeds=pad_sequence(some, batch_first=True, padding_side="left"),
+            attention_mask=pad_sequence(mask, batch_first=True, padding_side="left"),
+            max_new_tokens=choice.steps,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([_Chosen(choice, torch.tensor(places))]),
+            stopping_criteria=StoppingCriteriaList([reached]),
+        )
+        for place, ids in zip(places, output.tolist(), strict=True):
+            written[place] = ids[: reached.lengths.get(place)]
+    return written
 
 
 def _check(

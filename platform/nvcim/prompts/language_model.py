@@ -4,22 +4,24 @@
 """
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils.logging import disable_progress_bar
 
 from nvcim.compute import resolve_device
-from nvcim.errors import ModelError
+from nvcim.errors import DataError, ModelError
+from nvcim.prompts.model_checks import check_config, check_generation, check_model, ignores_mask
+from nvcim.prompts.tokenization import end_ids, opening_ids, text_ids
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "base_lm"
@@ -27,10 +29,10 @@ ANSWER_MARK = "\nAnswer:"
 """What stands between a question and its answer, in training and in use."""
 Precision = Literal["float32", "bfloat16", "auto"]
 """Of the frozen weights and activations; `auto` is the checkpoint's own. Tuned tokens are float32 throughout."""
+UNFINISHED = "\ufffd"
+"""What tokenizers show for bytes that are no character, as at the end of a text that is cut within one."""
 UNKNOWN_CONTEXT = 2048
 """Taken where a model's settings name no longest sequence (ALiBi models, for example)."""
-GPTQ_LIBRARIES = ("gptqmodel", "optimum")
-"""What transformers' own loader of GPTQ checkpoints needs (`transformers.quantizers.quantizer_gptq`)."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,20 @@ class LanguageModel:
     Attributes:
         name: what it was loaded as.
         model: the transformers model, in eval mode, `requires_grad` off.
-        tokenizer: its tokenizer, with a pad token.
+        tokenizer: its tokenizer.
         context: the longest sequence it takes, in tokens. A sliding window does not shorten it.
+        opening: ids that stand before every question.
+        ends: ids that end an answer; the first is the tokenizer's, with which answers are learned.
+        can_pad: whether it leaves out what the attention mask hides, so that unequal texts may share a batch.
     """
 
     name: str
     model: Any
     tokenizer: Any
     context: int
+    opening: tuple[int, ...]
+    ends: tuple[int, ...]
+    can_pad: bool = True
 
     @classmethod
     def load(
@@ -72,7 +80,7 @@ class LanguageModel:
         disable_progress_bar()  # type: ignore[no-untyped-call]  # a second's bar of transformers' own amid our plain lines
         try:
             config = AutoConfig.from_pretrained(source)
-            _check_config(name, config)
+            check_config(name, config)
             tokenizer = AutoTokenizer.from_pretrained(source)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True
@@ -101,27 +109,53 @@ class LanguageModel:
         """Freeze a model that is already in memory.
 
         Raises:
-            ModelError: a tokenizer without an end-of-text token (answers could not end), or a model whose logits
-                depend on later tokens (BERT and other encoders under a language-model head).
+            ModelError: a tokenizer without an end-of-text token (answers could not end), whose beginning or end of
+                text has no embedding, or that does not say what it puts before a text; a model that cannot read or
+                answer behind virtual tokens, or whose logits depend on later tokens (BERT and other encoders under a
+                language-model head).
         """
         if tokenizer.eos_token_id is None:
             raise ModelError(f"model '{name}': its tokenizer has no end-of-text token")
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        try:
+            opening = opening_ids(tokenizer)
+        except ModelError as error:
+            raise ModelError(f"model '{name}': {error}") from error
         model.requires_grad_(False).eval().to(resolve_device(device))
-        if _looks_ahead(model):
-            raise ModelError(
-                f"model '{name}' ({model.config.model_type}) is an encoder without a causal head: "
-                "its logits depend on later tokens"
-            )
+        check_model(name, model)
         config = model.config.get_text_config(decoder=True)
         context = int(getattr(config, "max_position_embeddings", 0) or UNKNOWN_CONTEXT)
-        return cls(name, model, tokenizer, context)
+        ends = end_ids(tokenizer, model)
+        lm = cls(name, model, tokenizer, context, opening, ends, not ignores_mask(model))
+        for token in (*opening, ends[0]):
+            if token >= lm.vocabulary:
+                raise ModelError(
+                    f"model '{name}': its tokenizer's '{tokenizer.convert_ids_to_tokens(token)}' has id {token}, "
+                    f"but the model has {lm.vocabulary} embeddings; give it more by resize_token_embeddings"
+                )
+        if not lm.can_cache_prefix:
+            check_generation(name, model)
+        return lm
 
     @property
     def hidden(self) -> int:
         """Width of a token embedding."""
         return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def vocabulary(self) -> int:
+        """Token embeddings, one per id; a tokenizer may know fewer tokens, or more (then some have no embedding)."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def pad_id(self) -> int:
+        """What stands before shorter texts of a batch, masked: the tokenizer's pad token, if it has an embedding."""
+        own = self.tokenizer.pad_token_id
+        return self.ends[0] if own is None or own >= self.vocabulary else int(own)
+
+    @property
+    def most_padding(self) -> float:
+        """By how many columns a text may be padded to share a batch with longer ones."""
+        return math.inf if self.can_pad else 0
 
     @property
     def device(self) -> torch.device:
@@ -161,8 +195,7 @@ class LanguageModel:
     @property
     def embedding_weight(self) -> Tensor:
         """Every token's input embedding [vocabulary, hidden], with the model's own scaling (Gemma)."""
-        rows = self.model.get_input_embeddings().weight.shape[0]
-        return self.embed(torch.arange(rows, device=self.device)).detach()
+        return self.embed(torch.arange(self.vocabulary, device=self.device)).detach()
 
     @cached_property
     def embedding_rms(self) -> float:
@@ -179,8 +212,12 @@ class LanguageModel:
         return embedded
 
     def question_ids(self, text: str) -> list[int]:
-        """Token ids of a question as the model is asked it, answer mark included."""
-        return list(self.tokenizer(text + ANSWER_MARK)["input_ids"])
+        """Token ids of a question as the model is asked it, answer mark included.
+
+        Raises:
+            DataError: the text holds a token for which the model has no embedding.
+        """
+        return [*self.opening, *self._embeddable(text + ANSWER_MARK)]
 
     def shortened(self, text: str, limit: int) -> str:
         """The text, its end cut off word by word where it would take more than `limit` tokens as a question."""
@@ -190,40 +227,41 @@ class LanguageModel:
         return " ".join(words)
 
     def answer_ids(self, text: str) -> list[int]:
-        """Token ids of an answer, end of text included."""
-        ids = list(self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"])
-        return [*ids, self.tokenizer.eos_token_id]
+        """Token ids of an answer, end of text included.
+
+        Raises:
+            DataError: as `question_ids`.
+        """
+        return [*self._embeddable(f" {text}"), self.ends[0]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        """Text of ids that were written behind the answer mark, as it stands: the space that opens it is part of it.
 
+        A character that the last ids only begin is left out.
+        """
+        # Tokenizers that write a word's space with the word leave it off at the beginning of a text.
+        text = self._text([self._mark[0], *ids])
+        return text.removeprefix(self._mark[1]).rstrip(UNFINISHED)
 
-def _check_config(name: str, config: Any) -> None:
-    """Refuse what the settings alone tell is no causal LM, or cannot be read here, before its weights are read."""
-    kind = config.model_type
-    if config.is_encoder_decoder:
-        raise ModelError(f"model '{name}' ({kind}) is an encoder-decoder, not a causal LM")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
-        raise ModelError(f"model '{name}' ({kind}) cannot be loaded as a causal LM: it has no causal head")
-    quantization = getattr(config, "quantization_config", None) or {}
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
-    missing = [library for library in GPTQ_LIBRARIES if find_spec(library) is None]
-    if method == "gptq" and missing:
-        raise ModelError(
-            f"model '{name}' has GPTQ weights, which need a library that is not installed: "
-            f"pip install {' '.join(missing)}"
-        )
+    @cached_property
+    def _mark(self) -> tuple[int, str]:
+        """The answer mark's last token, and its text."""
+        last = self.question_ids("")[-1]
+        return last, self._text([last])
 
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-@torch.no_grad()
-def _looks_ahead(model: Any) -> bool:
-    """Whether the first token's logits change with the second token: then there is no causal head."""
-    ids = torch.tensor([[0, 1], [0, 2]], device=model.get_input_embeddings().weight.device)
-    first, other = model(input_ids=ids).logits[:, 0].float()
-    # Of a causal model they are the same sums, equal but for how a library may order them.
-    tolerance = 1e-5 if model.dtype == torch.float32 else 1e-2
-    return bool((first - other).abs().max() > tolerance * first.abs().max())
+    def _embeddable(self, text: str) -> list[int]:
+        ids = text_ids(self.tokenizer, text)
+        largest = max(ids, default=0)
+        if largest >= self.vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise DataError(
+                f"text '{' '.join(text.split())[:40]}...' holds the token '{token}' (id {largest}), "
+                f"for which model '{self.name}' has none of its {self.vocabulary} embeddings"
+            )
+        return ids
 
 
 def _rope_types(parameters: Any) -> Iterator[str]:

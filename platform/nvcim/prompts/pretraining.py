@@ -157,7 +157,7 @@ def encode_document(
     weights: list[float] = []
 
     def add(text: str, weight: float, *, opens: bool = False, closes: bool = False) -> None:
-        new = list(tokenizer(text, add_special_tokens=opens)["input_ids"])
+        new = list(tokenizer(text, add_special_tokens=opens, split_special_tokens=True)["input_ids"])
         new += [tokenizer.eos_token_id] if closes else []
         ids.extend(new)
         weights.extend([weight] * len(new))

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from nvcim.errors import ConfigError
-from nvcim.prompts.batching import left_padded, position_ids
+from nvcim.prompts.batching import left_padded, length_groups, position_ids
 from nvcim.prompts.language_model import LanguageModel
+from nvcim.prompts.model_checks import narrowing
 
 TEXTS_PER_BATCH = 64
 
@@ -30,7 +31,8 @@ def represent(lm: LanguageModel, questions: Sequence[str], tokens: int, layer: i
         lm: the frozen model, in any floating point type.
         questions: texts as the user asked them; one longer than the context keeps its end.
         tokens: vectors per text (n).
-        layer: hidden layer, 0 (input embeddings) to the model's depth.
+        layer: hidden layer, 0 (input embeddings) to the model's depth. Where hidden states are wider than embeddings
+            (OPT-350m), they go through the map by which the model itself narrows its last ones.
 
     Returns:
         [questions, n, hidden], float32: means over n equal stretches of each text.
@@ -38,14 +40,12 @@ def represent(lm: LanguageModel, questions: Sequence[str], tokens: int, layer: i
     Raises:
         ConfigError: a layer that the LM does not have.
     """
-    depth = int(lm.model.config.num_hidden_layers)
+    depth = int(lm.model.config.get_text_config(decoder=True).num_hidden_layers)
     if not 0 <= layer <= depth:
         raise ConfigError(f"field 'layer' is {layer}; model '{lm.name}' has layers 0 to {depth}")
     rows = [lm.question_ids(question)[-lm.context :] for question in questions]
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found = torch.empty(len(rows), tokens, lm.hidden, device=lm.device)
-    for start in range(0, len(rows), TEXTS_PER_BATCH):
-        batch = by_length[start : start + TEXTS_PER_BATCH]
+    for batch in length_groups([len(row) for row in rows], TEXTS_PER_BATCH, lm.most_padding):
         hidden = _hidden(lm, [rows[i] for i in batch], layer).float()
         for vectors, i in zip(hidden, batch, strict=True):
             pooled = functional.adaptive_avg_pool1d(vectors[-len(rows[i]) :].T[None], tokens)[0].T
@@ -67,4 +67,4 @@ def _hidden(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int) -> Ten
         use_cache=False,
     )
     hidden: Tensor = output.hidden_states[layer]
-    return hidden
+    return hidden if hidden.shape[-1] == lm.hidden else narrowing(lm.model)(hidden)

@@ -110,6 +110,7 @@ class SentenceEncoder:
                 truncation=True,
                 max_length=self.context,
                 padding_side="right",
+                split_special_tokens=True,  # what a person wrote is text
                 return_tensors="pt",
             ).to(self.model.device)
             hidden = self.model(**inputs).last_hidden_state

@@ -4,7 +4,6 @@ All methods come down to three things that may change: the embeddings that go in
 them, and (LoRA) the modules they pass. A method says which; predicting and answering are the same for all.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from nvcim.prompts.baselines.batches import (
     Rows,
     answered_rows,
     checked_question_ids,
-    length_groups,
     question_rows,
 )
-from nvcim.prompts.batching import FittedSample, fitted_samples, position_ids
+from nvcim.prompts.batching import FittedSample, fitted_samples, length_groups, position_ids
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.tuning import IGNORED
 
@@ -62,12 +60,15 @@ class Adapted(ABC):
     Attributes:
         lm: the LM that predicts; LoRA's has modules of its own over the same weights.
         added: virtual tokens that take room in the context beside the text.
-        most_padding: columns that a row of a batch may be padded by, for its predictions to be its own.
     """
 
     lm: LanguageModel
     added: int = 0
-    most_padding: float = math.inf
+
+    @property
+    def most_padding(self) -> float:
+        """Columns that a row of a batch may be padded by, for its predictions to be its own."""
+        return self.lm.most_padding
 
     @abstractmethod
     def inputs(self, rows: Rows) -> Inputs:
@@ -121,13 +122,15 @@ class Adapted(ABC):
             output = _forward(lm, given, keep=1)
             chosen = output.logits[:, -1].argmax(-1)
             for row, token in enumerate(chosen.tolist()):
-                ended[row] |= token == lm.tokenizer.eos_token_id
+                ended[row] |= token in lm.ends
                 if not ended[row]:
                     written[row].append(token)
             if all(ended):
                 break
             mask = torch.cat([given.mask, given.mask.new_ones(count, 1)], 1)
-            given = Inputs(lm.embed(chosen[:, None]), mask, output.past_key_values)
+            past, last = getattr(output, "past_key_values", None), lm.embed(chosen[:, None])
+            # A model that keeps no keys and values (Mamba) reads the text again.
+            given = Inputs(torch.cat([given.embedded, last], 1) if past is None else last, mask, past)
         return written
 
 

@@ -1,6 +1,5 @@
 """A user's samples and questions as left-padded rows of token ids."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nvcim.errors import DataError
-from nvcim.prompts.batching import FittedSample, left_padded
+from nvcim.prompts.batching import FittedSample, left_padded, length_groups
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.tuning import IGNORED
 
@@ -34,16 +33,6 @@ class AnsweredRows:
 
     rows: Rows
     labels: Tensor
-
-
-def length_groups(lengths: Sequence[int], rows: int, most_padding: float = math.inf) -> list[list[int]]:
-    """Places of texts that share a batch, shortest first: at most `rows`, none padded by more than `most_padding`."""
-    groups: list[list[int]] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not groups or len(groups[-1]) == rows or lengths[place] - lengths[groups[-1][0]] > most_padding:
-            groups.append([])
-        groups[-1].append(place)
-    return groups
 
 
 def checked_question_ids(lm: LanguageModel, questions: Sequence[str], room: int) -> list[list[int]]:

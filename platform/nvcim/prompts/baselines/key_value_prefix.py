@@ -1,6 +1,6 @@
 """A prefix of keys and values in every layer, held by PEFT; what prefix tuning and P-tuning v2 share."""
 
-import math
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from peft import PrefixTuningConfig, TaskType
 from torch import Tensor
 
+from nvcim.errors import ModelError
 from nvcim.prompts.baselines.adapted import Adapted, Inputs
 from nvcim.prompts.baselines.batches import Rows
 from nvcim.prompts.baselines.peft_copy import peft_around_copy
@@ -33,10 +34,10 @@ class Prefixed(Adapted):
         return int(self.peft.active_peft_config.num_virtual_tokens)
 
     @property
-    def most_padding(self) -> float:  # type: ignore[override]
+    def most_padding(self) -> float:
         """None for a model with a sliding window: padding between prefix and text would push the prefix out of it."""
         config = self.lm.model.config.get_text_config(decoder=True)
-        return math.inf if getattr(config, "sliding_window", None) is None else 0
+        return self.lm.most_padding if getattr(config, "sliding_window", None) is None else 0
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -57,7 +58,15 @@ class Prefixed(Adapted):
 
 
 def new_prefix(lm: LanguageModel, **config: Any) -> Prefixed:
-    """A prefix to be trained, drawn from torch's own random state; `config` goes to `peft.PrefixTuningConfig`."""
+    """A prefix to be trained, drawn from torch's own random state; `config` goes to `peft.PrefixTuningConfig`.
+
+    Raises:
+        ModelError: a model that attends to no keys and values (Mamba).
+    """
+    if "past_key_values" not in inspect.signature(lm.model.forward).parameters:
+        raise ModelError(
+            f"model '{lm.name}' ({lm.model.config.model_type}) takes no keys and values, of which a prefix is made"
+        )
     wanted = PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, **config)
     return Prefixed(lm, peft_around_copy(lm.model, wanted))
 
