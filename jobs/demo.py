@@ -25,6 +25,7 @@ from nvcim.errors import DataError
 from nvcim.fleet.fleet import FleetSettings, run_fleet, streams_of
 from nvcim.fleet.ray_session import ray_session
 from nvcim.progress import Update, progress
+from nvcim.prompts.personaliser_files import model_name
 from nvcim.report import write_report
 from nvcim.segmentation import overlay
 from nvcim.segmentation.study import SplitImages, StudySettings, run_study, split_images
@@ -73,10 +74,10 @@ def run_demo(config: Path | None, data: Path | None, model: str | None, runs: Pa
     """
     settings = load_settings(config or CONFIG, DemoSettings)
     if data is not None:
-        settings = _on_real_data(settings, data)
+        settings = _on_real_data(settings, data.resolve())
     if model is not None:
         settings = settings.model_copy(
-            update={"fleet": settings.fleet.model_copy(update={"model": model})}
+            update={"fleet": settings.fleet.model_copy(update={"model": model_name(model)})}
         )  # the sweep takes its model from the fleet's run
     settings.sweep.check()
     streams_of(settings.fleet, settings.seed)  # unreadable data are refused before anything runs
@@ -159,7 +160,9 @@ def serving_stage(context: Context, update: Update) -> Table:
             rows.append(row)
             if "mask_png" in body:
                 mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["mask_png"])))).astype(np.int32)
-                figure = context.run.figure_path(f"segmentation-served_{request.case.replace(' ', '_')}")
+                figure = context.run.figure_path(
+                    f"segmentation-served_{len(rows)}"
+                )  # names of images may be any
                 write_image(overlay(decode_image(request.content or b"", request.case), mask), figure)
             table.add_row(
                 row["endpoint"], row["case"], str(row["status"]), f"{row['latency_ms']:.0f}", answer

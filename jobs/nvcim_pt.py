@@ -129,9 +129,6 @@ def _prepared(options: argparse.Namespace) -> tuple[ComparisonSettings, RunFolde
         return parse_settings(folder.record.settings, ComparisonSettings, source), folder
     settings = load_settings(options.config, ComparisonSettings) if options.config else ComparisonSettings()
     settings = parse_settings({**settings.model_dump(), **changes}, ComparisonSettings, "the command line")
-    if settings.data is not None:
-        # Recorded as the place it is, so that the run can go on from any working folder.
-        settings = settings.model_copy(update={"data": settings.data.resolve()})
     if options.smoke:
         settings = smoke(settings)
     settings.check()

@@ -148,9 +148,6 @@ def _prepared(options: argparse.Namespace) -> tuple[SegmentationSettings, RunFol
     settings = parse_settings(
         {**settings.model_dump(exclude_unset=True), **changes}, SegmentationSettings, "the command line"
     )
-    if settings.data is not None:
-        # Recorded as the place it is, so that the run can go on from any working folder.
-        settings = settings.model_copy(update={"data": settings.data.resolve()})
     if options.smoke:
         settings = smoke(settings)
     planned(settings, settings.seed)  # refused before there is a run folder

@@ -1,6 +1,6 @@
 """What a run folder holds to be served.
 
-runs/<run id>/nodes/<node id>/    nodes with their prompt memories
+runs/<run id>/nodes/<node id>/    nodes with their prompt memories; ids are encoded, see `nvcim.storage.names`
 runs/<run id>/model.json          what the nodes share: the language model's name and the prompt settings
 runs/<run id>/autoencoder.safetensors    and their token autoencoder
 runs/<run id>/fcn/<name>/         trained FCNs, for example float and inq-5
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvcim.errors import RunError
+from nvcim.fleet.node_folders import node_folders
 from nvcim.prompts.personaliser_files import AUTOENCODER_FILE, MODEL_FILE
 
 
@@ -30,7 +31,7 @@ def inspect_run(run: Path) -> RunContents:
     """
     if not run.is_dir():
         raise RunError(f"{run}: no such run folder")
-    nodes = tuple(sorted(path for path in run.glob("nodes/*") if path.is_dir()))
+    nodes = tuple(node_folders(run))
     fcns = {path.name: path for path in sorted(run.glob("fcn/*")) if path.is_dir()}
     if not nodes and not fcns:
         raise RunError(f"{run}: nothing to serve; expected nodes/<node id>/ with model.json, or fcn/<name>/")

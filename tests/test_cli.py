@@ -8,14 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from rich.console import Console
+from rich.table import Table
 
-from nvcim.cli import run, sweep_table
+from nvcim.cli import console, run, sweep_table
 from nvcim.data.images import write_image_set, write_instances
 from nvcim.data.tissue import TissueSettings, generate_tissue
 from nvcim.errors import DataError
+from nvcim.fleet.fleet import FleetSettings
 from nvcim.fleet.ray_session import RaySession
+from nvcim.report.crossbar_tables import TextTable
 
 ROOT = Path(__file__).parents[1]
 Shell = Callable[..., tuple[int, str, str]]
@@ -276,3 +280,100 @@ def test_a_sweep_table_has_a_line_per_trial() -> None:
     table = sweep_table(rows)
     assert table.row_count == 2
     assert [column.header for column in table.columns][3:5] == ["x", "y"]
+
+
+ODD_NAMES = (
+    "slide [x=512,y=0].png",
+    "cell[red].png",
+    "a[/b].png",
+    "[/tmp]",
+    "[bold]x",
+    ":dog:.png",
+    r"\[a].png",
+    "[link=x]",
+)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_is_shown_as_it_is_and_never_read_as_markup(shell: Shell, tmp_path: Path, name: str) -> None:
+    table = Table(title=f"of {name}")
+    table.add_column(f"in {name}")
+    table.add_row(f"cell {name}")
+    console.out.print(table)
+    console.out.print(f"saved to {name}", soft_wrap=True)
+    console.print_table(TextTable(f"text of {name}", ("a",), ((f"one {name}",),), (f"note {name}",)))
+    status, out, _ = shell("devices", "list", "--catalogue", named_device(tmp_path, name))
+    assert status == 0
+    for place in ("of", "in", "cell", "saved to", "text of", "one", "note"):
+        assert f"{place} {name}" in out
+    assert f"│ {name} " in out
+
+
+def named_device(folder: Path, name: str) -> Path:
+    cell = {"name": name, "technology": "RRAM", "bits": 1, "level_sigma": [0.02, 0.03], "source": "test"}
+    (folder / "own.yaml").write_text(yaml.safe_dump({"devices": [cell]}), encoding="utf-8")
+    return folder / "own.yaml"
+
+
+def test_scores_of_images_with_brackets_in_their_names_name_them(
+    shell: Shell, tmp_path: Path, tissue: Path
+) -> None:
+    labels = sorted((tissue / "labels").glob("*.png"))
+    names = ["slide [x=512,y=0].png", "cell[red].png", "c[a].png"]
+    (tmp_path / "[bold]").mkdir()
+    for label, name in zip(labels, names, strict=True):
+        (tmp_path / "[bold]" / name).write_bytes(label.read_bytes())
+    scores = tmp_path / "[bold]" / "scores.csv"
+    status, out, _ = shell("segment", "score", tmp_path / "[bold]", tmp_path / "[bold]", "--out", scores)
+    assert status == 0
+    assert [name for name in names if name.removesuffix(".png") not in out] == []
+    assert "[bold]/scores.csv" in "".join(out.split())
+
+
+def test_a_file_s_name_that_is_no_text_is_printed_all_the_same(tmp_path: Path) -> None:
+    code = "from nvcim.cli import console, run; run(['devices', 'list']); console.out.print('a\\udce9.png')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform"), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("a\\udce9.png\n")
+
+
+def test_the_library_prints_through_its_consoles_alone() -> None:
+    """A Console of rich's own kind reads markup."""
+    users = [
+        str(path.relative_to(ROOT))
+        for room in ("platform", "jobs", "serving")
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if "Console(" in path.read_text(encoding="utf-8")
+    ]
+    assert users == ["platform/nvcim/cli/console.py", "platform/nvcim/progress.py"]
+
+
+def test_two_sigmas_that_print_alike_are_two_lines_of_the_table() -> None:
+    common = {
+        "device": "RRAM1",
+        "weight_bits": 4,
+        "status": "done",
+        "error": None,
+        "metric": "x",
+        "score": 1.0,
+    }
+    rows = [{**common, "trial_id": str(sigma), "sigma": sigma} for sigma in (0.1234561, 0.1234564)]
+    column = sweep_table(rows).columns[2]
+    assert list(column.cells) == ["0.1234561", "0.1234564"]
+
+
+def test_a_relative_model_on_the_command_line_is_kept_as_the_place_it_is(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lm").mkdir()
+    monkeypatch.chdir(tmp_path)
+    kept: list[str] = []
+
+    def keep(settings: FleetSettings, *_: object) -> None:
+        kept.append(settings.model)
+        raise DataError("enough")
+
+    monkeypatch.setattr("nvcim.fleet.fleet.streams_of", keep)
+    assert shell("fleet", "run", "--model", "lm")[0] == 2
+    assert kept == [str(tmp_path.resolve() / "lm")]

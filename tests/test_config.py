@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from nvcim.config import Settings, load_settings, parse_settings, read_yaml
+from nvcim.config import LocalPath, Settings, load_settings, parse_settings, read_yaml
 from nvcim.errors import ConfigError
 
 
@@ -112,3 +112,48 @@ def test_an_unknown_field_of_a_union_lists_the_chosen_member(
     with pytest.raises(ConfigError) as caught:
         parse_settings(content, Drawing, "somewhere")
     assert str(caught.value).endswith(allowed)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("name: a\nname: b\n", "key 'name' is given twice, at lines 1 and 2"),
+        ("inner: {depth: 1, width: 2, depth: 3}", "key 'depth' is given twice, at lines 1 and 1"),
+        ('name: a\n"name": b\n', "key 'name' is given twice, at lines 1 and 2"),
+        ("many:\n- depth: 1\n- depth: 2\n  depth: 2\n", "key 'depth' is given twice, at lines 3 and 4"),
+    ],
+)
+def test_a_key_given_twice_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, Outer)
+    assert str(caught.value) == f"{path}: {complaint}"
+
+
+def test_a_key_may_stand_over_a_merged_one(tmp_path: Path) -> None:
+    text = "inner: &base {depth: 5, width: 1}\nmany:\n- {<<: *base, depth: 7}\n- *base\n"
+    found = load_settings(write(tmp_path, text), Outer)
+    assert found.many == (Inner(depth=7, width=1), Inner(depth=5, width=1))
+    assert found.inner == Inner(depth=5, width=1)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    assert load_settings(write(tmp_path, "\ufeffname: b\n"), Outer).name == "b"
+
+
+class Places(Settings):
+    data: LocalPath | None = None
+
+
+def test_a_relative_path_is_seen_from_the_working_folder_and_kept_as_the_place_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path.resolve()
+    (here / "below").mkdir()
+    monkeypatch.chdir(here / "below")
+    found = parse_settings({"data": "../my.yaml"}, Places, "somewhere")
+    monkeypatch.chdir("/")
+    assert found.data == here / "my.yaml"
+    assert parse_settings(found.model_dump(mode="json"), Places, "run.json") == found
+    with pytest.raises(ConfigError, match="field 'data'"):
+        parse_settings({"data": "a\0b"}, Places, "somewhere")

@@ -4,6 +4,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from nvcim.progress import progress
 
@@ -34,3 +35,14 @@ def test_on_a_terminal_progress_is_a_bar() -> None:
         update(50, 100, "loss 0.5")
     assert "━" in stream.getvalue()
     assert "50/100" in stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["slide [x=512,y=0]", "cell[red]", "[/tmp]", ":dog:"])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_note_is_shown_as_it_is(name: str, terminal: bool) -> None:
+    stream = io.StringIO()
+    with progress(f"of {name}", Console(file=stream, force_terminal=terminal, width=100)) as update:
+        update(50, 100, f"at {name}")
+    plain = Text.from_ansi(stream.getvalue()).plain
+    assert f"of {name}" in plain
+    assert f"at {name}" in plain

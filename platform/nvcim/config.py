@@ -7,10 +7,10 @@ and `parse_settings`, which turn every pydantic complaint into a one-line `Confi
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from nvcim.errors import ConfigError
 
@@ -24,18 +24,47 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
+LocalPath = Annotated[Path, AfterValidator(Path.resolve)]
+"""A file or folder in settings. A relative one is seen from the working folder of the process that reads the settings,
+as paths on the command line are, and is absolute from then on: workers and later commands run elsewhere."""
+
+
+class _RepeatedKeyError(yaml.YAMLError):
+    """A key that a mapping has twice."""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also refuses a key given twice, as YAML does; PyYAML alone takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                raise _RepeatedKeyError(
+                    f"key '{key.value}' is given twice, at lines {lines[name]} and {line}"
+                )
+            lines[name] = line
+        return node
+
+
 def read_yaml(path: Path) -> Any:
     """Return the content of a YAML file.
 
     Raises:
-        ConfigError: the file is missing, unreadable or not YAML.
+        ConfigError: the file is missing, unreadable or not YAML, or a mapping in it has a key twice.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text") from error
+    except _RepeatedKeyError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where is not None else ""

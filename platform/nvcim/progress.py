@@ -20,9 +20,15 @@ def progress(label: str, console: Console | None = None) -> Iterator[Update]:
     Off a terminal a line is printed at the first step, then at most every 10 seconds, and at the last step.
     """
     target = console or Console(stderr=True)
+    # Notes name files and devices: they are shown as they are, never read as rich's markup.
     if target.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=target) as bar:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, TextColumn("{task.fields[note]}", markup=False), console=target) as bar:
             task = bar.add_task(label, total=None, note="")
             yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
     else:
@@ -41,6 +47,8 @@ def _lines(label: str, console: Console) -> Update:
             return
         last = now
         line = f"{label}: {done}/{total} after {now - started:.0f} s"
-        console.print(f"{line}  {note}" if note else line, markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"{line}  {note}" if note else line, markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
 
     return update

@@ -289,3 +289,123 @@ def test_samples_are_spread_over_the_history() -> None:
     (user,) = generate_users(1, UserSettings(period=5), seed=0)
     assert [sample.seq for sample in spread_evenly(user.history, 5)] == [0, 3, 6, 9, 12]
     assert spread_evenly(user.history, 99) == list(user.history)
+
+
+def pairs(folder: Path) -> list[tuple[str, str]]:
+    """(what was asked without the instruction, the answer) of the only user's history."""
+    (stream,) = read_lamp(folder)
+    return [(sample.input.partition("review: ")[2], sample.output) for sample in stream.history]
+
+
+@pytest.mark.parametrize("none", [None, float("nan"), "", "  \n"])
+def test_a_profile_item_without_a_text_or_an_answer_is_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, none: Any
+) -> None:
+    profile = [item("p1", none), item("p2", score=none), item("p3", "kept")]
+    assert pairs(put(tmp_path, [question("10", profile)], golds("10"))) == [("kept", "5")]
+    assert (
+        "dev_questions.json: left out, without a text or an answer, profile items: 'p1', 'p2'" in caplog.text
+    )
+
+
+def test_a_missing_preferred_text_gives_way_to_the_other(tmp_path: Path) -> None:
+    profile = [{"id": "p", "description": None, "text": "a duel", "tag": "action"}]
+    asked = {"id": "1", "input": "Tag it. description: x", "profile": profile}
+    (stream,) = read_lamp(put(tmp_path, [asked], golds("1", task="LaMP_2")))
+    assert [(s.input, s.output) for s in stream.history] == [("Tag it. description: a duel", "action")]
+
+
+@pytest.mark.parametrize(
+    ("score", "label"),
+    [(5, "5"), (1.0, "1"), ("4.0", "4"), ("4", "4"), (" 3 ", "3"), (4.5, "4.5"), ("good", "good")],
+)
+def test_a_rating_is_taught_as_its_label(tmp_path: Path, score: Any, label: str) -> None:
+    outputs = {"task": "LaMP_3", "golds": [{"id": "10", "output": score}]}
+    folder = put(tmp_path, [question("10", [item("p", score=score)])], outputs)
+    assert [answer for _, answer in pairs(folder)] == [label]
+    assert read_lamp(folder)[0].queries[0].output == label
+
+
+@pytest.mark.parametrize(("title", "text"), [(1984, "1984"), (1984.0, "1984"), (3.5, "3.5")])
+def test_a_number_where_a_text_is_due_is_that_number(tmp_path: Path, title: float, text: str) -> None:
+    profile = [{"id": "p", "title": title, "abstract": "On it."}]
+    asked = {"id": "1", "input": "Title it, paper: x", "profile": profile}
+    (stream,) = read_lamp(put(tmp_path, [asked], golds("1", task="LaMP_5")))
+    assert stream.history[0].output == text
+
+
+@pytest.mark.parametrize(
+    ("questions", "outputs", "parts"),
+    [
+        ([question("77", [item("p3", ["a"])])], golds("77"), ("'p3'", "a list as 'text'")),  # type: ignore[arg-type]
+        ([question("77", [item("p3", score={"x": 1})])], golds("77"), ("'p3'", "a dict as 'score'")),
+        ([question("77", [item("p3", score=True)])], golds("77"), ("'p3'", "a bool as 'score'")),
+        ([question("77", [], input=" ")], golds("77"), ("dev_questions.json", "'77'", "no text as 'input'")),
+        ([question("77", [], user_id=["u"])], golds("77"), ("'77'", "['u'] as 'user_id'")),
+        ([question("77", [], user_id="\ud83d")], golds("77"), ("'77'", r"'\ud83d' as 'user_id'")),
+        ([question(None, [])], golds("77"), ("'question 0' has None as 'id'",)),  # type: ignore[arg-type]
+        ([question("77", [])], golds(None), ("'golds[0]' has None as 'id'",)),  # type: ignore[arg-type]
+        (
+            [question("77", [])],
+            {"task": "LaMP_3", "golds": [{"id": "77", "output": None}]},
+            ("dev_outputs.json", "'77' has no value as 'output'"),
+        ),
+        (
+            [question("77", [])],
+            {"task": "LaMP_3", "golds": [{"id": "77", "output": ["a"]}]},
+            ("dev_outputs.json", "'77' has a list as 'output'"),
+        ),
+        (
+            [question("77", []), question("78", [], user_id="77")],
+            golds("77", "78"),
+            ("'77' has no 'user_id', and its id is another question's user",),
+        ),
+    ],
+)
+def test_a_value_that_is_none_is_refused_by_file_id_and_key(
+    tmp_path: Path, questions: Any, outputs: Any, parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_lamp(put(tmp_path, questions, outputs))
+    assert [part for part in (str(tmp_path), *parts) if part not in str(caught.value)] == []
+    assert str(caught.value).isascii()
+
+
+@pytest.mark.parametrize("none", [None, float("nan"), "", " "])
+def test_questions_whose_user_is_missing_are_users_of_their_own(tmp_path: Path, none: Any) -> None:
+    questions = [question("10", [], user_id=none), question("11", [], user_id=none)]
+    streams = read_lamp(put(tmp_path, questions, golds("10", "11")))
+    assert [(stream.user_id, len(stream.queries)) for stream in streams] == [("10", 1), ("11", 1)]
+
+
+def test_ids_that_pandas_made_floats_are_the_same_ids(tmp_path: Path) -> None:
+    questions = [question(10.0, [], user_id=7.0), question("11", [], user_id=7)]  # type: ignore[arg-type]
+    (stream,) = read_lamp(put(tmp_path, questions, golds("10", "11")))
+    assert (stream.user_id, len(stream.queries)) == ("7", 2)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_json_is_read_in_every_encoding_that_json_knows(tmp_path: Path, encoding: str) -> None:
+    put(tmp_path, [], golds("10"))
+    content = json.dumps([question("10", [item("p", "naïve 😀")])], ensure_ascii=False)
+    (tmp_path / "dev_questions.json").write_text(content, encoding=encoding)
+    assert pairs(tmp_path) == [("naïve 😀", "5")]
+
+
+def test_half_an_emoji_is_read_as_the_replacement_character_and_a_whole_one_as_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    profile = [item("p1", "so happy \ud83d yes"), item("p2", "\ud83d\ude00"), item("p3", "\ude00")]
+    folder = put(tmp_path, [question("10", profile, input="Rate it. review: \ud83d")], golds("10"))
+    assert [text for text, _ in pairs(folder)] == ["so happy \ufffd yes", "😀", "\ufffd"]
+    assert read_lamp(folder)[0].queries[0].input == "Rate it. review: \ufffd"
+    assert "half characters (lone surrogates) read as U+FFFD, in: '10', 'p1', 'p3'" in caplog.text
+
+
+def test_many_ids_are_told_in_one_line_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = put(tmp_path, [question("10", [item(f"p{i}", None) for i in range(9)])], golds("10"))  # type: ignore[arg-type]
+    read_lamp(folder)
+    read_lamp(folder)
+    assert [message.partition("items: ")[2] for message in caplog.messages] == [
+        "'p0', 'p1', 'p2', 'p3', 'p4' and 4 more"
+    ]

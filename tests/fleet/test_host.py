@@ -1,6 +1,7 @@
 """A node host, as a plain class: packing never shows in results, and nodes outlive their host."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from nvcim.crossbar import CrossbarConfig
 from nvcim.data.lamp import UserStream
 from nvcim.errors import ModelError, RunError
 from nvcim.fleet.host import NodeHost
+from nvcim.fleet.node_folders import node_folder, node_folders
 from nvcim.fleet.streams import score_nodes
 from nvcim.prompts.autoencoder import TokenAutoencoder
 from nvcim.prompts.personaliser import Personaliser
@@ -136,3 +138,39 @@ def test_a_broken_run_folder_is_refused(run: Path, harm: str, error: type[Except
         TokenAutoencoder(9, 4).save(run / "autoencoder.safetensors")
     with pytest.raises(error, match=complaint):
         NodeHost(run, "cpu")
+
+
+@pytest.mark.parametrize("user", ["u/a", "x/../../../escaped", "..", "a:b", "žluťoučký kůň 😀"])
+def test_a_user_of_any_id_is_saved_inside_the_run_and_found_again(
+    tiny: Personaliser, streams: list[UserStream], tmp_path: Path, user: str
+) -> None:
+    run = tmp_path / "deep" / "run"
+    save_personaliser(tiny, run)
+    around = sorted(tmp_path.rglob("*"))
+    one = replace(streams[0], user_id=user)
+    host = NodeHost(run, "cpu")
+    host.add_nodes([(user, CrossbarConfig()), ("plain", CrossbarConfig())], seed=3)
+    host.take_in([one, replace(streams[1], user_id="plain")])
+    assert {path.parent for path in set(tmp_path.rglob("node.json")) - set(around)} == set(node_folders(run))
+    assert len(node_folders(run)) == 2
+    assert {path.parent for path in node_folders(run)} == {run / "nodes"}
+
+    again = NodeHost(run, "cpu")
+    again.add_nodes([(user, CrossbarConfig())], seed=99)
+    asked = [one.queries[0].input]
+    assert again.answer([user], asked) == host.answer([user], asked)
+    again.forget(user)
+    assert [folder.name for folder in node_folders(run)] == ["plain"]
+    assert sorted(set(tmp_path.rglob("*")) - set(run.rglob("*"))) == [
+        path for path in around if not path.is_relative_to(run) or path == run
+    ]
+
+
+def test_a_folder_of_another_node_is_not_taken_for_the_node(run: Path, streams: list[UserStream]) -> None:
+    """As on a file system that does not tell capitals from small letters."""
+    host = NodeHost(run, "cpu")
+    host.add_nodes([("ann", CrossbarConfig())], seed=3)
+    host.take_in([replace(streams[0], user_id="ann")])
+    node_folder(run, "ann").rename(node_folder(run, "Ann"))
+    with pytest.raises(RunError, match="holds node 'ann', not 'Ann'"):
+        NodeHost(run, "cpu").add_nodes([("Ann", CrossbarConfig())], seed=3)

@@ -352,3 +352,16 @@ def test_baselines_are_tuned_without_the_devices_noise(
     weak, strong = codes(0.01), codes(0.2)
     assert not torch.equal(weak[0], strong[0])
     assert torch.equal(weak[1], strong[1])
+
+
+def test_a_node_on_a_device_of_a_relative_catalogue_is_loaded_from_any_folder(
+    make_node: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = "{name: Mine, technology: RRAM, bits: 1, level_sigma: [0.02, 0.03], source: test}"
+    (tmp_path / "my.yaml").write_text(f"devices: [{cell}]\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    make_node("n", "Mine", catalogue="my.yaml").save(tmp_path / "n")
+    monkeypatch.chdir("/")
+    loaded = EdgeNode.load(tmp_path / "n")
+    assert loaded.config.cell().level_sigma == (0.02, 0.03)
+    assert loaded.config.catalogue == (tmp_path / "my.yaml").resolve()

@@ -246,3 +246,11 @@ def test_every_method_that_exists_can_be_compared() -> None:
     assert set(METHODS) == {*ON_CROSSBARS, *BASELINES}
     assert set(DIGITAL) == set(BASELINES)
     assert set(ComparisonSettings().methods) == set(METHODS) - set(VARIANTS)
+
+
+@pytest.mark.parametrize("asked", [{"cpus_per_task": 64}, {"gpus_per_task": 99}])
+def test_a_point_that_no_machine_can_run_is_refused_and_not_waited_for(
+    run: RunFolder, ray_local: RaySession, asked: dict[str, int]
+) -> None:
+    with pytest.raises(RunError, match=r"cpus_per_task, gpus_per_task\) needs .* at most 2 CPUs"):
+        run_comparison(settings(tasks=["LaMP_2"], seeds=1, **asked), run, plausible)

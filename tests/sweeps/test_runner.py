@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nvcim.crossbar import CrossbarConfig
 from nvcim.errors import ConfigError, RunError
 from nvcim.fleet.ray_session import RaySession
 from nvcim.storage import RunFolder
 from nvcim.sweeps import SweepSettings, TrialPoint, run_sweep
+from nvcim.sweeps.runner import missing_points
+from nvcim.sweeps.study import sweep
 from nvcim.sweeps.trial import combined, matmul_error
 
 BASE = CrossbarConfig(rows=64, cols=64, adc_bits=None)
@@ -103,3 +106,39 @@ def test_scores_of_several_subjects_share_a_trial() -> None:
     scores = combined(point, parts)
     assert set(scores) == {"matmul_error", "bits"}
     assert scores["bits"] == 4
+
+
+def test_a_trial_of_more_cpus_than_there_are_is_refused_and_not_waited_for(
+    run: RunFolder, ray_local: RaySession
+) -> None:
+    settings = SweepSettings(subjects=("matmul",), weight_bits=(4,), sigma=(0.0,), cpus_per_trial=64)
+    with pytest.raises(RunError, match=r"cpus_per_trial.* needs 64 CPUs .* at most 2 CPUs"):
+        run_sweep(settings, functools.partial(matmul_error, base=BASE, seed=3), run)
+    with pytest.raises(RunError, match=r"cpus_per_trial.* needs 64 CPUs"):  # and before any model is trained
+        sweep(settings.model_copy(update={"subjects": ("segmentation",)}), run)
+    assert not (run.path / "fcn").exists()
+
+
+ODD_DEVICES = ("TiN/HfO2/Ti", "../../escape", "a:b", "HfO2 (1T1R)", "x" * 300)
+
+
+def test_devices_of_any_name_and_sigmas_that_print_alike_have_trials_of_their_own(
+    run: RunFolder, ray_local: RaySession, tmp_path: Path
+) -> None:
+    catalogue, sigmas = tmp_path / "my.yaml", (0.1234561, 0.1234564)
+    cells = [{"name": name, "technology": "RRAM", "source": "test"} for name in ODD_DEVICES]
+    written = [{**cell, "bits": 1, "level_sigma": [0.01, 0.01]} for cell in cells]
+    catalogue.write_text(yaml.safe_dump({"devices": written}), encoding="utf-8")
+    base = BASE.model_copy(update={"catalogue": catalogue})
+    settings = SweepSettings(devices=ODD_DEVICES, weight_bits=(4,), sigma=sigmas, crossbar=base)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    rows = run_sweep(settings, ten_sigma, run)
+    expected = [(device, sigma, sigma * 10) for device in ODD_DEVICES for sigma in sigmas]
+    assert [(row["device"], row["sigma"], row["score"]) for row in rows] == expected
+    assert len(list((run.path / "sweep_ledger").glob("*.parquet"))) == len(expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before, "nothing lies outside the run folder"
+    assert missing_points(settings, run) == []
+
+
+def ten_sigma(point: TrialPoint) -> dict[str, float]:
+    return {"answer": point.sigma * 10}

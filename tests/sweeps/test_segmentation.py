@@ -278,6 +278,16 @@ def test_a_run_where_nothing_works_says_why(ray_local: RaySession, tmp_path: Pat
     assert read_parquet(run.table_path("segmentation_scores")).num_rows == 0
 
 
+@pytest.mark.parametrize("asked", [{"cpus_per_task": 64}, {"gpus_per_task": 99}])
+def test_a_training_that_no_machine_can_run_is_refused_and_not_waited_for(
+    ray_local: RaySession, tmp_path: Path, asked: dict[str, int]
+) -> None:
+    settings = small(budget=None, grid=None, **asked)
+    run = RunFolder.create(tmp_path, "segmentation", settings, settings.seed)
+    with pytest.raises(RunError, match=r"cpus_per_task, gpus_per_task\) needs .* at most 2 CPUs"):
+        run_segmentation(settings, run)
+
+
 def test_a_points_folder_names_all_it_depends_on() -> None:
     points = [
         Point("grid", repeat, (Strategy("suggestive", weights),), quantizer, number, (1,))

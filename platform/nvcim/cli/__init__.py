@@ -1,6 +1,7 @@
 """The command line: one function per verb; a user's mistake is one line on stderr and exit status 2."""
 
 import importlib
+import io
 import os
 import statistics
 import sys
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; errors that are not the user's pass through."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # its bars would cut through ours
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need not be text; a result is not lost because one cannot be printed.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except NvcimError as error:
@@ -113,7 +117,7 @@ def fleet_run(config: Config = None, model: Model = None, runs: Runs = Path("run
 
     settings = load_settings(config, FleetSettings) if config else FleetSettings()
     if model is not None:
-        settings = settings.model_copy(update={"model": model})
+        settings = parse_settings({**settings.model_dump(), "model": model}, FleetSettings, "--model")
     for device in settings.devices:
         settings.crossbar.model_copy(update={"device": device}).cell()
     streams_of(settings, seed)  # a folder that cannot be read is refused before a run is made for it
@@ -188,6 +192,8 @@ def sweep_run(
 
 def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of a sweep as a table: a line per trial, a column per metric."""
+    from nvcim.storage.names import exact
+
     metrics = list(dict.fromkeys(row["metric"] for row in rows if row["status"] == "done"))
     table = Table(title="Sweep (measured)")
     for column in ("device", "weight bits", "sigma", *metrics, "status"):
@@ -196,7 +202,7 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
         own = [row for row in rows if row["trial_id"] == trial]
         scores = {row["metric"]: f"{row['score']:.3f}" for row in own if row["score"] is not None}
         first = own[0]
-        cells = [first["device"], str(first["weight_bits"]), f"{first['sigma']:g}"]
+        cells = [first["device"], str(first["weight_bits"]), exact(first["sigma"])]
         table.add_row(
             *cells, *(scores.get(metric, "") for metric in metrics), first["error"] or first["status"]
         )

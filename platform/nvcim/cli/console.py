@@ -11,7 +11,9 @@ from rich.table import Table
 if TYPE_CHECKING:  # its room loads plotly, which most commands do without
     from nvcim.report.crossbar_tables import TextTable
 
-out = Console(width=None if sys.stdout.isatty() else 120)  # files and pipes have no width of their own
+# Names of files, devices and users are shown as they are, never read as rich's markup ([red], :dog:). Files and pipes
+# have no width of their own.
+out = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 
 Config = Annotated[
     Path | None, typer.Option("--config", help="YAML file of settings; without it the defaults.")
@@ -33,4 +35,4 @@ def print_table(part: "TextTable") -> None:
         table.add_row(*row)
     out.print(table)
     for note in part.notes:
-        out.print(note, style="dim", highlight=False, markup=False)
+        out.print(note, style="dim", highlight=False)

@@ -93,12 +93,12 @@ def suggest(
         pool = read_pool(images, Path(annotated) if annotated else None, tell)
         found = suggest_in_folder(pool, settings, seed, models, save_models, tell)
     out.print(suggestion_table(found))
-    out.print(found.how, highlight=False, markup=False)
+    out.print(found.how, highlight=False)
     write_suggestions(found, table)
-    out.print(f"table: {table}", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"table: {table}", soft_wrap=True, highlight=False)
     if contact_sheet is not None:
         write_image(draw_sheet(found), contact_sheet)
-        out.print(f"contact sheet: {contact_sheet}", soft_wrap=True, highlight=False, markup=False)
+        out.print(f"contact sheet: {contact_sheet}", soft_wrap=True, highlight=False)
 
 
 def _refuse(options: Mapping[str, Any], beside: str) -> None:

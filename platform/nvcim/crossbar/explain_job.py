@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from nvcim.config import Settings
+from nvcim.config import LocalPath, Settings
 from nvcim.crossbar.settings import CrossbarConfig
 from nvcim.errors import ConfigError, DataError
 from nvcim.randomness import named_generator
@@ -24,7 +24,7 @@ class Weight(Settings):
     shape: tuple[Size, Size] | None = Field(default=None, description="in_features, out_features")
     kind: Literal["normal", "uniform"] = Field(default="normal", description="of a matrix with a shape")
     seed: int = Field(default=0, ge=0)
-    file: Path | None = None
+    file: LocalPath | None = None
     key: str | None = Field(default=None, description="which tensor of a .safetensors file")
     stored: Literal["in_out", "out_in"] = Field(
         default="in_out", description="order of the file's dimensions; torch's Linear stores out_in"
@@ -64,7 +64,9 @@ class ExplainJob(Settings):
     )
     columns_per_adc: int = Field(default=8, ge=1)
     arrays_per_bus: int = Field(default=96, ge=1)
-    cost_constants: Path | None = Field(default=None, description="YAML file; null: the built-in 22 nm ones")
+    cost_constants: LocalPath | None = Field(
+        default=None, description="YAML file; null: the built-in 22 nm ones"
+    )
     seed: int = Field(default=0, ge=0)
     out: Path = Field(default=Path("runs/crossbar"), description="folder of the results")
 

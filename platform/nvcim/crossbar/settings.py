@@ -1,11 +1,10 @@
 """Settings of a crossbar: the cell, how weights are mapped to it, wires, programming, and the periphery."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from nvcim.config import Settings
+from nvcim.config import LocalPath, Settings
 from nvcim.crossbar.mapping import Mapping, Scheme, make_mapping
 from nvcim.crossbar.wires import Wires
 from nvcim.devices import CellDevice, get_device, load_catalogue
@@ -56,7 +55,7 @@ class CrossbarConfig(Settings):
 
     # the cell
     device: str = "FeFET2"
-    catalogue: Path | None = Field(default=None, description="YAML file with devices of the user's own")
+    catalogue: LocalPath | None = Field(default=None, description="YAML file with devices of the user's own")
     g_min_us: float | None = Field(
         default=None, ge=0, allow_inf_nan=False, description="microsiemens; null: device's"
     )

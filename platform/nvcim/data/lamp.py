@@ -7,14 +7,23 @@ The pairs of LaMP-1 and of LaMP-7's paraphrase questions are of another form tha
 """
 
 import json
-import re
 import zlib
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nvcim.data.lamp_prompts import PAIR_INSTRUCTIONS
+from nvcim.data.lamp_values import (
+    DATES,
+    Notes,
+    date_of,
+    id_of,
+    is_missing,
+    rating_of,
+    read_json,
+    text_of,
+)
 from nvcim.errors import DataError
 
 
@@ -44,22 +53,24 @@ class UserStream:
 class TaskFormat:
     """How a task's prompt is made from a profile item.
 
-    `fields` are the source fields in order of preference, `target` the answer's field, `marker` the last words of
-    the instruction: a question's input up to its marker is the instruction of its whole profile. `unread` are fields
-    that official items have besides; no sample holds them, and they are written empty.
+    `fields` are the source fields in order of preference, `target` the answer's field (empty for a tweet, whose rest
+    is the answer), `marker` the last words of the instruction: a question's input up to its marker is the instruction
+    of its whole profile. `unread` are fields that official items have besides; no sample holds them, and they are
+    written empty. `rates`: answers are numbers, whose labels have no point.
     """
 
     fields: tuple[str, ...]
     target: str
     marker: str
     unread: tuple[str, ...] = ()
+    rates: bool = False
 
 
 TASKS: dict[str, TaskFormat] = {
     "LaMP_1": TaskFormat(("title",), "abstract", ""),
     "LaMP_2": TaskFormat(("description", "text"), "tag", "description:"),
     "LaMP_2N": TaskFormat(("text",), "category", "article:", ("title",)),
-    "LaMP_3": TaskFormat(("text",), "score", "review:"),
+    "LaMP_3": TaskFormat(("text",), "score", "review:", rates=True),
     "LaMP_4": TaskFormat(("text",), "title", "article:"),
     "LaMP_5": TaskFormat(("abstract", "text"), "title", "paper:"),
     "LaMP_7": TaskFormat(("text",), "", "after it:"),
@@ -68,23 +79,23 @@ TASKS: dict[str, TaskFormat] = {
 TWEET_BEGINNING = 0.25
 """Share of a tweet's words that is given; LaMP's code draws it from 10 to 25 %, here it is fixed."""
 
-_DATE = re.compile(r"\d+(-\d+)*([T ]\d+(:\d+)*(\.\d+)?Z?)?")
-
 
 def read_lamp(folder: Path, split: str = "dev") -> list[UserStream]:
     """Read one task's folder in LaMP's layout.
 
     Questions with the same `user_id` become one stream, whose history is the shortest of their profiles (LaMP's code
     takes the first question's; a later question's profile may hold an earlier question's answer), by `date` where
-    items carry one. A question without `user_id` is a user of its own. The benchmark's first release has the news
-    categories under the name LaMP_2: its questions are told by their "article:" and read as LaMP_2N.
+    items carry one. A question without `user_id`, or with an empty one, is a user of its own. The benchmark's first
+    release has the news categories under the name LaMP_2: its questions are told by their "article:" and read as
+    LaMP_2N. A profile item whose text or answer is null, NaN or blank is left out, and a line of the log names it.
 
     Raises:
-        DataError: a missing or malformed file, or a missing key (file, id and key are named).
+        DataError: a missing or malformed file, a missing key, or a question or gold output without a value (file, id
+            and key are named).
     """
     questions_path, outputs_path = folder / f"{split}_questions.json", folder / f"{split}_outputs.json"
-    questions = _read_json(questions_path)
-    outputs = _read_json(outputs_path)
+    questions = read_json(questions_path)
+    outputs = read_json(outputs_path)
     if not isinstance(questions, list):
         raise DataError(f"{questions_path}: expected a list of questions")
     if not isinstance(outputs, Mapping):
@@ -92,25 +103,30 @@ def read_lamp(folder: Path, split: str = "dev") -> list[UserStream]:
     task = str(_key(outputs, "task", outputs_path, "top level"))
     if task not in TASKS:
         raise DataError(f"{outputs_path}: task '{task}' is not known; allowed: {', '.join(TASKS)}")
-    golds: dict[str, str] = {}
-    for i, gold in enumerate(_key(outputs, "golds", outputs_path, "top level", list)):
-        identity = _identity(gold, outputs_path, f"golds[{i}]", golds)
-        golds[identity] = str(_key(gold, "output", outputs_path, identity))
-    by_user: dict[str, list[Mapping[str, Any]]] = {}
+    golds = _golds(outputs, task, Notes(outputs_path))
+    notes = Notes(questions_path)
+    by_user: dict[str, list[_Question]] = {}
+    alone: set[str] = set()
     seen: set[str] = set()
-    for i, question in enumerate(questions):
-        identity = _identity(question, questions_path, f"question {i}", seen)
+    for i, content in enumerate(questions):
+        identity = _identity(content, questions_path, f"question {i}", seen)
         seen.add(identity)
-        _key(question, "input", questions_path, identity, str)
-        for item in _key(question, "profile", questions_path, identity, list):
-            if not isinstance(item, Mapping):
-                raise DataError(f"{questions_path}: '{identity}' has a profile item that is no object")
         if identity not in golds:
             raise DataError(f"{outputs_path}: id '{identity}' of {questions_path.name} has no gold output")
-        by_user.setdefault(str(question.get("user_id", identity)), []).append(question)
-    if task == "LaMP_2" and questions and _asks_for_news(questions[0]["input"]):
+        question = _question(content, identity, golds[identity], notes)
+        user = _user(content, identity, questions_path)
+        alone |= {identity} if user is None else set()
+        by_user.setdefault(identity if user is None else user, []).append(question)
+    shared = next((user for user in sorted(alone) if len(by_user[user]) > 1), None)
+    if shared is not None:
+        raise DataError(
+            f"{questions_path}: '{shared}' has no 'user_id', and its id is another question's user"
+        )
+    if task == "LaMP_2" and questions and _asks_for_news(next(iter(by_user.values()))[0].input):
         task = "LaMP_2N"
-    return [_stream(user, task, asked, golds, questions_path) for user, asked in by_user.items()]
+    streams = [_stream(user, task, asked, notes) for user, asked in by_user.items()]
+    notes.tell()
+    return streams
 
 
 def read_lamp_folders(root: Path, split: str = "dev") -> list[UserStream]:
@@ -191,25 +207,69 @@ def split_tweet(text: str) -> tuple[str, str]:
     return " ".join(words[:given]), " ".join(words[given:])
 
 
-def _stream(
-    user: str, task: str, asked: Iterable[Mapping[str, Any]], golds: Mapping[str, str], path: Path
-) -> UserStream:
+@dataclass(frozen=True)
+class _Question:
+    """A question as it was read: what was asked, the gold output, and the profile, its items still unread."""
+
+    input: str
+    output: str
+    domain: str | None
+    profile: Sequence[Mapping[str, Any]]
+
+
+def _golds(outputs: Mapping[str, Any], task: str, notes: Notes) -> dict[str, str]:
+    """Gold outputs by id."""
+    golds: dict[str, str] = {}
+    for i, gold in enumerate(_key(outputs, "golds", notes.path, "top level", list)):
+        identity = _identity(gold, notes.path, f"golds[{i}]", golds)
+        if _key(gold, "output", notes.path, identity) == "":
+            golds[identity] = ""  # an answer without words is one, a missing one is not
+            continue
+        text = text_of(gold, "output", notes, identity)
+        text = rating_of(text) if text is not None and TASKS[task].rates else text
+        if text is None:
+            raise DataError(f"{notes.path}: '{identity}' has no value as 'output'")
+        golds[identity] = text
+    notes.tell()
+    return golds
+
+
+def _question(content: Mapping[str, Any], identity: str, output: str, notes: Notes) -> _Question:
+    _key(content, "input", notes.path, identity, str)
+    asked = text_of(content, "input", notes, identity)
+    if asked is None:
+        raise DataError(f"{notes.path}: '{identity}' has no text as 'input'")
+    profile = _key(content, "profile", notes.path, identity, list)
+    if not all(isinstance(item, Mapping) for item in profile):
+        raise DataError(f"{notes.path}: '{identity}' has a profile item that is no object")
+    return _Question(asked, output, _domain(content, notes, identity), profile)
+
+
+def _user(content: Mapping[str, Any], identity: str, path: Path) -> str | None:
+    """The user who asked, None where the question names none."""
+    given = content.get("user_id")
+    user = id_of(given)
+    if user is None and not is_missing(given):
+        raise DataError(f"{path}: '{identity}' has {given!a} as 'user_id'; expected a text or a number")
+    return user
+
+
+def _domain(content: Mapping[str, Any], notes: Notes, identity: object) -> str | None:
+    return text_of(content, "domain", notes, identity) if "domain" in content else None
+
+
+def _stream(user: str, task: str, asked: Sequence[_Question], notes: Notes) -> UserStream:
     """One user's stream from that user's questions."""
-    asked = list(asked)
-    oldest = min(asked, key=lambda question: len(question["profile"]))
-    profile = sorted(oldest["profile"], key=lambda item: _date(item, path))
-    instruction = _instruction(task, oldest["input"])
+    oldest = min(asked, key=lambda question: len(question.profile))
+    profile = sorted(oldest.profile, key=lambda item: _date(item, notes.path))
+    instruction = _instruction(task, oldest.input)
     history: list[Sample] = []
     for item in profile:
-        source, target = _pair(task, item, path)
+        source, target = _pair(task, item, notes)
         if source and target:
-            history.append(
-                Sample(user, len(history), task, f"{instruction} {source}", target, item.get("domain"))
-            )
-    queries = tuple(
-        Sample(user, i, task, question["input"], golds[str(question["id"])], question.get("domain"))
-        for i, question in enumerate(asked)
-    )
+            domain = _domain(item, notes, item.get("id", "?"))
+            history.append(Sample(user, len(history), task, f"{instruction} {source}", target, domain))
+    queries = tuple(Sample(user, i, task, q.input, q.output, q.domain) for i, q in enumerate(asked))
     return UserStream(user, task, tuple(history), queries)
 
 
@@ -232,27 +292,32 @@ def _asks_for_news(question_input: str) -> bool:
 
 def _date(item: Mapping[str, Any], path: Path) -> tuple[int, ...]:
     """An item's date as numbers, so that 2020-5-1 comes before 2020-10-1; items without one come first."""
-    if "date" not in item:
-        return ()
-    date = str(item["date"])
-    if not _DATE.fullmatch(date):
-        identity = item.get("id", "?")
-        raise DataError(
-            f"{path}: profile item '{identity}' has '{date}' as 'date'; expected year, year-month or year-month-day"
-        )
-    return tuple(int(number) for number in re.findall(r"\d+", date))
+    date = date_of(item.get("date"))
+    if date is None:
+        identity, given = item.get("id", "?"), item["date"]
+        raise DataError(f"{path}: profile item '{identity}' has '{given}' as 'date'; expected {DATES}")
+    return date
 
 
-def _pair(task: str, item: Mapping[str, Any], path: Path) -> tuple[str, str]:
-    """(what was asked, what the user wrote) of a profile item."""
+def _pair(task: str, item: Mapping[str, Any], notes: Notes) -> tuple[str, str]:
+    """(what was asked, what the user wrote) of a profile item; empty where one is missing."""
     form = TASKS[task]
     identity = item.get("id", "?")
-    source = next((str(item[field]) for field in form.fields if field in item), None)
-    if source is None:
-        raise DataError(f"{path}: profile item '{identity}' has no key '{form.fields[0]}'")
-    if task == "LaMP_7":
-        return split_tweet(source)
-    return source, str(_key(item, form.target, path, identity))
+    present = [field for field in form.fields if field in item]
+    if not present:
+        raise DataError(f"{notes.path}: profile item '{identity}' has no key '{form.fields[0]}'")
+    source = next(filter(None, (text_of(item, field, notes, identity) for field in present)), None)
+    if form.target:
+        _key(item, form.target, notes.path, identity)
+        target = text_of(item, form.target, notes, identity)
+        target = rating_of(target) if target is not None and form.rates else target
+        pair = (source, target)
+    else:
+        pair = (None, None) if source is None else split_tweet(source)
+    if pair[0] is None or pair[1] is None:
+        notes.add("left out, without a text or an answer, profile items", f"'{identity}'")
+        return "", ""
+    return pair[0], pair[1]
 
 
 def _profile_item(sample: Sample) -> dict[str, Any]:
@@ -284,17 +349,11 @@ def _key(mapping: Any, key: str, path: Path, identity: object, kind: type = obje
 
 
 def _identity(mapping: Any, path: Path, place: str, known: Container[str]) -> str:
-    """The id of a question or gold output, as text; an id that comes twice is refused."""
-    identity = str(_key(mapping, "id", path, place))
+    """The id of a question or gold output, as text; an id that is none, or comes twice, is refused."""
+    given = _key(mapping, "id", path, place)
+    identity = id_of(given)
+    if identity is None:
+        raise DataError(f"{path}: '{place}' has {given!a} as 'id'; expected a text or a number")
     if identity in known:
         raise DataError(f"{path}: id '{identity}' comes twice")
     return identity
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from error

@@ -8,17 +8,18 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from nvcim.config import Settings
+from nvcim.config import LocalPath, Settings
 from nvcim.crossbar import CrossbarConfig
 from nvcim.data.lamp import Sample, UserStream, held_back, read_lamp_folders
 from nvcim.data.users import UserSettings, generate_users
 from nvcim.errors import DataError, NvcimError
+from nvcim.fleet.cluster_resources import machines_up, whole
 from nvcim.fleet.host import NodeHost
 from nvcim.fleet.streams import fitted, score_nodes
 from nvcim.prompts.autoencoder import reconstruction_by_device
 from nvcim.prompts.language_model import EMBEDDED, LanguageModel
 from nvcim.prompts.personaliser import Personaliser, PromptSettings, starting_sets
-from nvcim.prompts.personaliser_files import save_personaliser
+from nvcim.prompts.personaliser_files import ModelName, save_personaliser
 from nvcim.randomness import named_seed
 from nvcim.storage import RunFolder
 
@@ -34,9 +35,9 @@ class FleetSettings(Settings):
     nodes: int = Field(12, ge=1)
     hosts: int = Field(2, ge=1)
     devices: tuple[str, ...] = Field(PAPER_DEVICES, min_length=1, description="given to the nodes in turn")
-    model: str = Field(EMBEDDED, description="'embedded', or a causal LM's path or hub name")
+    model: ModelName = Field(EMBEDDED, description="'embedded', or a causal LM's path or hub name")
     compute: str = Field("auto", description="where the LM runs: auto, cpu, cuda")
-    data: Path | None = Field(None, description="folder of LaMP folders; without it users are generated")
+    data: LocalPath | None = Field(None, description="folder of LaMP folders; without it users are generated")
     split: Literal["train", "dev"] = "dev"
     history: int = Field(50, ge=1, description="newest samples taken of a real user's history")
     queries: int = Field(12, ge=1, description="most queries asked of a real user")
@@ -61,9 +62,9 @@ class Fleet:
         self._seed = seed
         actor = self._ray.remote(NodeHost)
         count = min(settings.hosts, settings.nodes)
-        found = self._ray.cluster_resources()
-        gpus = 0.0 if settings.compute == "cpu" else found.get("GPU", 0.0)
-        options = {"num_cpus": share(found.get("CPU", 0.0), count), "num_gpus": share(gpus, count)}
+        machines = machines_up()
+        gpus = 0 if settings.compute == "cpu" else whole(machines, "GPU")
+        options = {"num_cpus": share(whole(machines, "CPU"), count), "num_gpus": share(gpus, count)}
         self._hosts = [actor.options(**options).remote(run.resolve(), settings.compute) for _ in range(count)]
         self._place: dict[str, int] = {}
 

@@ -12,6 +12,7 @@ from nvcim.data.lamp import UserStream
 from nvcim.errors import RunError
 from nvcim.fleet.metrics import process_metrics
 from nvcim.fleet.node import Answer, EdgeNode, answer
+from nvcim.fleet.node_folders import NODE_FILE, node_folder
 from nvcim.fleet.streams import answer_queries, take_in
 from nvcim.prompts.methods import NVCIM_PT
 from nvcim.prompts.personaliser import Personaliser
@@ -44,12 +45,15 @@ class NodeHost:
 
         Raises:
             DeviceError: a device that the catalogue does not hold.
-            RunError: a node's folder that is damaged.
+            RunError: a node's folder that is damaged, or another node's.
+            DataError: an id that no folder can be named for.
         """
         for node_id, config in nodes:
-            folder = self._run / "nodes" / node_id
-            saved = (folder / "node.json").exists()
+            folder = node_folder(self._run, node_id)
+            saved = (folder / NODE_FILE).exists()
             node = EdgeNode.load(folder) if saved else EdgeNode.new(node_id, config, seed, self._personaliser)
+            if node.node_id != node_id:  # a file system that takes 'Ann' and 'ann' for one name
+                raise RunError(f"{folder}: holds node '{node.node_id}', not '{node_id}'")
             self._nodes[node_id] = node
         for name in {node.config.device for node in self._nodes.values()}:
             self._metrics.nodes(sum(node.config.device == name for node in self._nodes.values()), name)
@@ -61,7 +65,7 @@ class NodeHost:
         rows = take_in(own, streams, self._personaliser)
         for stream in streams:
             node = own[stream.user_id]
-            node.save(self._run / "nodes" / node.node_id)
+            node.save(node_folder(self._run, node.node_id))
             written = sum(row["node_id"] == node.node_id for row in rows)
             self._metrics.samples_observed(len(stream.history), node.config.device)
             self._metrics.ovts_stored(written, node.config.device)
@@ -88,7 +92,7 @@ class NodeHost:
         """Drop a node and its files."""
         self._node(node_id)
         del self._nodes[node_id]
-        shutil.rmtree(self._run / "nodes" / node_id, ignore_errors=True)
+        shutil.rmtree(node_folder(self._run, node_id), ignore_errors=True)
 
     def _node(self, node_id: str) -> EdgeNode:
         if node_id not in self._nodes:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from nvcim.crossbar import CrossbarConfig
 from nvcim.data.lamp import Sample
 from nvcim.errors import ConfigError, DataError, RunError
+from nvcim.fleet.node_folders import NODE_FILE
 from nvcim.prompts.buffer import DataBuffer
 from nvcim.prompts.generation import generate
 from nvcim.prompts.memory import PromptMemory
@@ -129,7 +130,7 @@ class EdgeNode:
             },
             "memories": {method: _describe(memory) for method, memory in self.memories.items()},
         }
-        atomic_write_text(folder / "node.json", json.dumps(content, indent=1))
+        atomic_write_text(folder / NODE_FILE, json.dumps(content, indent=1))
         for older in folder.glob("cells-*.safetensors"):
             if older.name != name:
                 older.unlink(missing_ok=True)
@@ -142,7 +143,7 @@ class EdgeNode:
             RunError: the folder does not hold a node, or an incomplete one.
         """
         try:
-            content = json.loads((folder / "node.json").read_text(encoding="utf-8"))
+            content = json.loads((folder / NODE_FILE).read_text(encoding="utf-8"))
             tensors = load_file(folder / str(content["cells"]))
             config = CrossbarConfig.model_validate(content["config"])
             samples = [Sample(**sample) for sample in content["buffer"]["samples"]]

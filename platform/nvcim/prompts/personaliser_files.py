@@ -4,12 +4,16 @@ The token autoencoder lies beside it in `autoencoder.safetensors`; the LM itself
 """
 
 import json
+import os
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from nvcim.config import parse_settings
 from nvcim.errors import ModelError, RunError
 from nvcim.prompts.autoencoder import TokenAutoencoder
-from nvcim.prompts.language_model import LanguageModel
+from nvcim.prompts.language_model import EMBEDDED, LanguageModel
 from nvcim.prompts.personaliser import Personaliser, PromptSettings
 from nvcim.storage import atomic_write_text
 
@@ -17,13 +21,23 @@ MODEL_FILE = "model.json"
 AUTOENCODER_FILE = "autoencoder.safetensors"
 
 
+def model_name(name: str) -> str:
+    """Return a local model's name as the place of its folder; 'embedded' and hub names as they are."""
+    # isdir, unlike Path's, takes names that no file system takes.
+    local = name != EMBEDDED and os.path.isdir(name)  # noqa: PTH112
+    return str(Path(name).resolve()) if local else name
+
+
+ModelName = Annotated[str, AfterValidator(model_name)]
+"""A language model in settings: 'embedded', a hub name, or a folder, which is absolute from then on."""
+
+
 def save_personaliser(personaliser: Personaliser, folder: Path) -> None:
     """Write `model.json` and `autoencoder.safetensors` to a run folder; the LM's local path becomes absolute."""
     folder.mkdir(parents=True, exist_ok=True)
     personaliser.autoencoder.save(folder / AUTOENCODER_FILE)
-    name = personaliser.lm.name
     content = {
-        "language_model": str(Path(name).resolve()) if Path(name).is_dir() else name,
+        "language_model": model_name(personaliser.lm.name),
         "prompts": personaliser.settings.model_dump(mode="json"),
     }
     atomic_write_text(folder / MODEL_FILE, json.dumps(content, indent=2) + "\n")

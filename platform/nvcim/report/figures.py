@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from nvcim.report.groups import Row, basis_of, distinct, mean, spread, values, where
 from nvcim.report.style import SEQUENTIAL, colours, markers, styled
+from nvcim.storage.names import exact
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _arithmetic(row: Row) -> str:
     """What computed the layers, with the device where it was a crossbar."""
     if row["device"] is None:
         return str(row["arithmetic"])
-    return f"{row['arithmetic']}, {row['device']}, sigma {row['sigma']:g}"
+    return f"{row['arithmetic']}, {row['device']}, sigma {exact(row['sigma'])}"
 
 
 def _weight_memory(rows: Sequence[Row]) -> Figure:
@@ -209,7 +210,7 @@ def _score_map(rows: Sequence[Row], metric: str, device: str) -> Figure:
     table = [[mean(values(where(rows, weight_bits=b, sigma=s), "score")) for s in sigmas] for b in bits]
     heat = go.Heatmap(
         z=table,
-        x=[f"{s:g}" for s in sigmas],
+        x=[exact(s) for s in sigmas],  # one column a sigma
         y=[str(b) for b in bits],
         text=[["" if value is None else f"{value:.3g}" for value in line] for line in table],
         texttemplate="%{text}",

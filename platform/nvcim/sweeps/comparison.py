@@ -13,17 +13,19 @@ from typing import Any, Protocol
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
-from nvcim.config import Settings, parse_settings
+from nvcim.config import LocalPath, Settings, parse_settings
 from nvcim.crossbar import CrossbarConfig
 from nvcim.data.lamp import TASKS, read_lamp_folders
 from nvcim.data.users import GENERATED_TASKS
 from nvcim.devices import get_device, load_catalogue
 from nvcim.errors import ConfigError, DataError, RunError
+from nvcim.fleet.cluster_resources import check_request
 from nvcim.fleet.fleet import PAPER_DEVICES
 from nvcim.fleet.ray_session import ray_session
 from nvcim.prompts.comparison import ComparisonPoint
 from nvcim.prompts.language_model import EMBEDDED
 from nvcim.prompts.personaliser import PromptSettings
+from nvcim.prompts.personaliser_files import ModelName
 from nvcim.prompts.retrieval_cost import (
     SearchHardware,
     devices_told_apart,
@@ -127,8 +129,10 @@ class RetrievalSettings(Settings):
 class ComparisonSettings(Settings):
     """What is compared with what, and on what."""
 
-    models: tuple[str, ...] = Field((EMBEDDED,), min_length=1, description="'embedded', paths or hub names")
-    data: Path | None = Field(None, description="folder of LaMP folders; without it users are generated")
+    models: tuple[ModelName, ...] = Field(
+        (EMBEDDED,), min_length=1, description="'embedded', paths or hub names"
+    )
+    data: LocalPath | None = Field(None, description="folder of LaMP folders; without it users are generated")
     tasks: tuple[str, ...] | None = Field(None, min_length=1, description="null: all that the data have")
     devices: tuple[str, ...] = Field(PAPER_DEVICES, min_length=1)
     methods: tuple[str, ...] = Field(tuple(name for name in METHODS if name not in VARIANTS), min_length=1)
@@ -240,7 +244,7 @@ class ComparisonSettings(Settings):
     def _point(self, model: str, task: str, repeat: int) -> ComparisonPoint:
         return ComparisonPoint(
             model=model,
-            data=self.data and self.data.resolve(),  # a worker's working folder is another
+            data=self.data,
             task=task,
             repeat=repeat,
             users=self.users,
@@ -276,7 +280,8 @@ def run_comparison(
 
     Raises:
         ConfigError, DeviceError, DataError: as `ComparisonSettings.check`.
-        RunError: no point succeeded (the first reason is given), or Ray cannot be used.
+        RunError: no point succeeded (the first reason is given), or Ray cannot be used, or cannot grant what a point
+            asks for.
     """
     settings.check()
     planned = settings.planned()
@@ -339,7 +344,10 @@ def _on_ray(
     record: Callable[[Planned, PointTables], None],
 ) -> None:
     """One Ray task per point; what is not finished when this is left is cancelled."""
-    with ray_session():
+    with ray_session() as session:
+        check_request(
+            session, "a point (cpus_per_task, gpus_per_task)", settings.cpus_per_task, settings.gpus_per_task
+        )
         import ray  # late: a session sets the environment that Ray reads when it is imported
 
         task: Any = ray.remote(

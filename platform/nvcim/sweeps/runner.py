@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from nvcim.errors import RunError
+from nvcim.fleet.cluster_resources import check_request
 from nvcim.fleet.ray_session import ray_session
 from nvcim.storage import RunFolder, table_schema
 from nvcim.storage.files import atomic_write_table, read_parquet
+from nvcim.storage.names import file_name
 from nvcim.storage.schemas import TRACE
 from nvcim.sweeps.space import SweepSettings, TrialPoint
 
 Evaluate = Callable[[TrialPoint], Mapping[str, float]]
 Row = dict[str, Any]
 
+_LEDGER = "sweep_ledger"
 # Metrics of which less is better; of all others more is.
 LESS_IS_BETTER = frozenset({"matmul_error", "object_hausdorff"})
 
@@ -38,7 +41,7 @@ def run_sweep(
         evaluate: Takes a point and returns its scores by metric; it travels to Ray workers, so it must be a
             module-level function or a `functools.partial` of one. A trial whose evaluation raises is recorded
             as failed, and the sweep goes on.
-        run: Its ledger is `sweep_ledger/<trial id>.parquet`. Call again with the same folder to resume.
+        run: Its ledger is `sweep_ledger/<trial id, encoded>.parquet`. Call again with the same folder to resume.
         on_trial: Called with (trials done, trials in all, trial id) as trials end.
 
     Returns:
@@ -46,19 +49,20 @@ def run_sweep(
 
     Raises:
         ConfigError, DeviceError: the grid holds a point that cannot run.
-        RunError: no trial succeeded (the first reason is given), or Ray cannot be used.
+        RunError: no trial succeeded (the first reason is given), or Ray cannot be used, or cannot grant
+            `cpus_per_trial` at all.
     """
     settings.check()
     points = settings.points()
-    ledger = run.path / "sweep_ledger"
-    missing = [point for point in points if not _succeeded(ledger, point)]
+    ledger = run.path / _LEDGER
+    missing = missing_points(settings, run)
     if missing:
         done = len(points) - len(missing)
 
         def record(rows: list[Row]) -> None:
             nonlocal done
             table = run.traced(rows, table_schema("sweep"))
-            atomic_write_table(ledger / f"{rows[0]['trial_id']}.parquet", table)
+            atomic_write_table(_ledger_file(ledger, rows[0]["trial_id"]), table)
             done += 1
             if on_trial is not None:
                 on_trial(done, len(points), rows[0]["trial_id"])
@@ -70,6 +74,11 @@ def run_sweep(
     if len(failures) == len(rows):
         raise RunError(f"no trial of the sweep succeeded; the first failed with: {failures[0]}")
     return rows
+
+
+def missing_points(settings: SweepSettings, run: RunFolder) -> list[TrialPoint]:
+    """Points of the grid without scores in the run's ledger; those that failed are tried again."""
+    return [point for point in settings.points() if not _succeeded(run.path / _LEDGER, point)]
 
 
 def _tune(
@@ -84,6 +93,7 @@ def _tune(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with it `verbose=0` is silent; we print progress
     with ray_session() as session:
+        check_request(session, "a trial (cpus_per_trial)", cpus_per_trial)
         from ray import tune
 
         class Ledger(tune.Callback):
@@ -110,7 +120,7 @@ def _tune(
                 reuse_actors=True,
                 max_concurrent_trials=max(1, session.cpus // cpus_per_trial),
                 trial_name_creator=lambda trial: trial.trial_id,
-                trial_dirname_creator=lambda trial: points[trial.config["index"]].trial_id,
+                trial_dirname_creator=lambda trial: file_name(points[trial.config["index"]].trial_id),
             ),
             run_config=tune.RunConfig(
                 name=f"{time.time_ns()}",
@@ -163,9 +173,13 @@ def _failed_row(point: TrialPoint, reason: str, seconds: float) -> Row:
     return {**_row(point, "none", 0.0, seconds), "score": None, "status": "failed", "error": reason}
 
 
+def _ledger_file(ledger: Path, trial_id: str) -> Path:
+    return ledger / f"{file_name(trial_id)}.parquet"
+
+
 def _ledger_rows(ledger: Path, point: TrialPoint) -> list[Row]:
     """Rows that the ledger holds of a point, without the columns of the trace."""
-    path = ledger / f"{point.trial_id}.parquet"
+    path = _ledger_file(ledger, point.trial_id)
     if not path.is_file():
         return []
     trace = {column.name for column in TRACE}

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from nvcim.data.images import LabelledImage
 from nvcim.errors import RunError
+from nvcim.fleet.cluster_resources import check_request
 from nvcim.fleet.ray_session import ray_session
 from nvcim.randomness import named_seed
 from nvcim.segmentation.annotation_rounds import Round, annotation_sets
@@ -70,13 +71,16 @@ def run_segmentation(
 
     Raises:
         ConfigError, DataError: as `SegmentationSettings.check` and for a budget that does not fit the images.
-        RunError: no task succeeded (the first reason is given), or Ray cannot be used.
+        RunError: no task succeeded (the first reason is given), or Ray cannot be used, or cannot grant what a task
+            asks for.
     """
     images, plan = planned(settings, run.record.seed)
     run.write_table(_SPLIT, _split_rows(plan, images))
     ledger = _Ledger(run)
     if any(ledger.status(name) != "done" for name in plan.tasks):
         with ray_session() as session:
+            asked = (settings.cpus_per_task, settings.gpus_per_task)
+            check_request(session, "a training (cpus_per_task, gpus_per_task)", *asked)
             _Work(plan, run, ledger, images, max(session.cpus // settings.cpus_per_task, 1), on_task).all()
     for name in (*TABLES, _LAST):
         ledger.collect(name, plan.tasks)

@@ -8,13 +8,12 @@ compared repetition by repetition.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from nvcim.config import Settings
+from nvcim.config import LocalPath, Settings
 from nvcim.data.images import LabelledImage, read_image_set
 from nvcim.data.tissue import TissueSettings, generate_tissue
 from nvcim.errors import ConfigError, DataError
@@ -192,7 +191,7 @@ def levels_name(count: int) -> str:
 class SegmentationSettings(Settings):
     """What is compared with what, and on what."""
 
-    data: Path | None = Field(None, description="labelled image set; without it tissue is generated")
+    data: LocalPath | None = Field(None, description="labelled image set; without it tissue is generated")
     images: int | None = Field(None, ge=4, description="images drawn of the data by seed; null: all")
     generated: int = Field(60, ge=4, description="images of generated tissue")
     tissue: TissueSettings = TissueSettings()

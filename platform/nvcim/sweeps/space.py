@@ -2,16 +2,17 @@
 
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from nvcim.config import Settings, parse_settings
+from nvcim.config import LocalPath, Settings, parse_settings
 from nvcim.crossbar import CrossbarConfig
 from nvcim.devices import get_device, load_catalogue
 from nvcim.prompts.language_model import EMBEDDED
 from nvcim.prompts.personaliser import PromptSettings
+from nvcim.prompts.personaliser_files import ModelName
+from nvcim.storage.names import exact
 
 Subject = Literal["matmul", "segmentation", "prompts"]
 
@@ -27,8 +28,11 @@ class TrialPoint:
 
     @property
     def trial_id(self) -> str:
-        """The trial's name, the same in every run of the same point."""
-        return f"{self.device}-b{self.weight_bits}-s{self.sigma:g}-r{self.repeat}"
+        """The trial's name, the same in every run of the same point, and no other point's.
+
+        A device's name may hold anything: a file of the trial takes `nvcim.storage.names.file_name` of it.
+        """
+        return f"{self.device}-b{self.weight_bits}-s{exact(self.sigma)}-r{self.repeat}"
 
 
 class SweepSettings(Settings):
@@ -46,12 +50,12 @@ class SweepSettings(Settings):
     crossbar: CrossbarConfig = Field(
         default=CrossbarConfig(), description="the rest of the array; device, weight_bits and sigma are swept"
     )
-    from_run: Path | None = Field(
+    from_run: LocalPath | None = Field(
         default=None,
         description="run folder whose models are scored; None trains them first. With the seed, the data and the "
         "counts of images that its FCN was trained with, the images scored on are not those trained on",
     )
-    data: Path | None = Field(
+    data: LocalPath | None = Field(
         default=None, description="labelled image set for the FCN; None generates tissue-like images"
     )
     images: int = Field(default=6, ge=1, description="images that each trial scores the FCN on")
@@ -60,10 +64,10 @@ class SweepSettings(Settings):
     )
     training_steps: int = Field(default=240, ge=1, description="optimiser steps of that training")
     users: int = Field(default=4, ge=1, description="users whose prompts are programmed in each trial")
-    user_data: Path | None = Field(
+    user_data: LocalPath | None = Field(
         default=None, description="folder of LaMP folders; None generates users with shifting domains"
     )
-    model: str = Field(default=EMBEDDED, description="'embedded', or a causal LM's path or hub name")
+    model: ModelName = Field(default=EMBEDDED, description="'embedded', or a causal LM's path or hub name")
     prompts: PromptSettings = PromptSettings()
     cpus_per_trial: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)

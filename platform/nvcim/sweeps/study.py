@@ -1,11 +1,14 @@
 """A whole sweep in a run folder: the models it scores are trained first, or taken from another run."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
 
 from nvcim.errors import RunError
+from nvcim.fleet.cluster_resources import check_request
 from nvcim.fleet.fleet import FleetSettings, streams_of
+from nvcim.fleet.ray_session import ray_session
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.personaliser import Personaliser
 from nvcim.prompts.personaliser_files import MODEL_FILE, load_personaliser
@@ -14,7 +17,7 @@ from nvcim.segmentation import ResidualFCN, save_fcn, train
 from nvcim.segmentation.study import SplitImages, StudySettings, split_images
 from nvcim.storage import RunFolder
 from nvcim.sweeps.prompt_bank import BANK_FILE, tune_bank
-from nvcim.sweeps.runner import Evaluate, Row, run_sweep
+from nvcim.sweeps.runner import Evaluate, Row, missing_points, run_sweep
 from nvcim.sweeps.space import SweepSettings
 from nvcim.sweeps.trial import combined, matmul_error, prompt_score, segmentation_score
 
@@ -32,13 +35,19 @@ def sweep(settings: SweepSettings, run: RunFolder, report: Report | None = None)
         RunError: `from_run` lacks a model, no trial succeeded, or Ray cannot be used.
     """
     settings.check()
-    parts = evaluations(settings, run, report)
 
     def on_trial(done: int, total: int, trial: str) -> None:
         if report is not None:
             report("sweep", done, total, trial)
 
-    return run_sweep(settings, functools.partial(combined, parts=parts), run, on_trial)
+    with contextlib.ExitStack() as ray:
+        if missing_points(settings, run):
+            # Before models are trained, which takes minutes.
+            check_request(
+                ray.enter_context(ray_session()), "a trial (cpus_per_trial)", settings.cpus_per_trial
+            )
+        parts = evaluations(settings, run, report)
+        return run_sweep(settings, functools.partial(combined, parts=parts), run, on_trial)
 
 
 def evaluations(settings: SweepSettings, run: RunFolder, report: Report | None = None) -> list[Evaluate]:
