@@ -1,6 +1,7 @@
 """A compiled line is measured beside itself in plain torch, and fails where compiling costs time."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from nvcim.crossbar import conversion, kernel, programming
 from nvcim.prompts import frozen_decoder, frozen_kernel, tuning
 from nvcim.prompts.frozen_rows import PlainRows
-from tests.benchmarks import bench_main, cases, plain, prompt_memory_cases, prompt_tuning_cases
+from tests.benchmarks import bench_main, cases, plain, prompt_memory_cases, prompt_tuning_cases, timing
 from tests.benchmarks.bench_main import Benchmark
 from tests.benchmarks.cases import SMOKE, Case, Setup
 from tests.benchmarks.plain import beside_plain, plain_torch
@@ -103,6 +104,25 @@ def test_the_plain_run_follows_the_case_in_a_context_of_its_own() -> None:
     warm_up = ["case", "reference", "(", "case", ")"]
     assert calls == warm_up + ["reference", "case", "(", "case", ")"] * 2
     assert timing.plain is not None
+
+
+def test_plain_runs_that_take_long_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside: list[str] = []
+
+    def plain_runs(seconds: float) -> int:
+        """Of 4 repeats, after the one that is not counted, where each takes so long."""
+        inside.clear()
+        clock = iter(range(1000))
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock) * seconds)
+        found = alternate(lambda: None, lambda: None, 4, lambda: nullcontext(inside.append("run")))
+        assert found.plain is not None
+        assert found.plain.median == pytest.approx(1000 * seconds)
+        return len(inside)
+
+    assert plain_runs(1.0) == 1 + 4
+    assert plain_runs(6.0) == 1 + 2
+    assert plain_runs(14.0) == 1 + 1
+    assert plain_runs(16.0) == 1  # the first is counted after all
 
 
 def spread(milliseconds: float) -> Spread:

@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median, quantiles
@@ -17,6 +17,7 @@ from tests.benchmarks import isa
 
 # A quarter of the reference's runs taking this much longer than another quarter: something else was running.
 UNSTEADY = 1.25
+PLAIN_SECONDS = 15.0  # a run in plain torch may take a hundred times as long as a compiled one
 BUSY_LOAD = 0.3  # load average over the last minute, before the benchmark itself adds to it
 
 
@@ -46,7 +47,8 @@ class Timing:
         ratio: of the medians.
         ratios: spread of the ratio of a case's run to the reference's run just before it.
         repeats: how many runs of each.
-        plain: milliseconds of the case without compiled kernels; None where none would serve it.
+        plain: milliseconds of the case without compiled kernels, of fewer runs where they take long; None where no
+            kernel would serve it.
     """
 
     case: Spread
@@ -75,24 +77,31 @@ def alternate(
 ) -> Timing:
     """Run reference and case in turn, `repeats` times each after one run of each that is not counted.
 
-    Where `plain` gives a context, the case is run inside such a one too, after each run outside. All wait for the GPU,
-    if there is one, before the clock is read.
+    Where `plain` gives a context, the case is run inside such a one too, after each run outside, until that has taken
+    `PLAIN_SECONDS`: where one run takes as long, the first is the last. All wait for the GPU, if there is one, before
+    the clock is read.
     """
-    turns = [(reference, nullcontext), (case, nullcontext), *([(case, plain)] if plain else [])]
-    times: list[list[float]] = [[] for _ in turns]
+    references, cases, plains = [], [], []
     case(), reference()
-    for run, context in turns[2:]:
-        with context():
-            run()
+    if plain is not None:
+        first = _inside(plain, case)
+        spent = first / 1e3
+        plains = [first] if spent > PLAIN_SECONDS else []
     for _ in range(repeats):
-        for values, (run, context) in zip(times, turns, strict=True):
-            with context():
-                values.append(_milliseconds(run))
-    references, cases, *plains = times
+        references.append(_milliseconds(reference))
+        cases.append(_milliseconds(case))
+        if plain is not None and (not plains or spent < PLAIN_SECONDS):
+            plains.append(_inside(plain, case))
+            spent += plains[-1] / 1e3
     pairs = [one / other for one, other in zip(cases, references, strict=True)]
     ratio = median(cases) / median(references)
-    spread = Spread.of(plains[0]) if plains else None
+    spread = Spread.of(plains) if plains else None
     return Timing(Spread.of(cases), Spread.of(references), ratio, Spread.of(pairs), repeats, spread)
+
+
+def _inside(context: Callable[[], AbstractContextManager[object]], run: Callable[[], object]) -> float:
+    with context():
+        return _milliseconds(run)
 
 
 def _milliseconds(run: Callable[[], object]) -> float:
