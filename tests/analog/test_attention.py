@@ -9,6 +9,7 @@ from nvcim.analog import AnalogLinear, AnalogProducts, SplitAttention, analogize
 from nvcim.analog.attention import DigitalProducts
 from nvcim.crossbar import CrossbarConfig
 from nvcim.errors import ConfigError
+from tests.closeness import close
 
 FINE = CrossbarConfig.ideal(16)
 
@@ -46,13 +47,13 @@ def test_split_attention_computes_what_torchs_does(kwargs: dict, masked: bool) -
         masks = {"key_padding_mask": hidden, "attn_mask": normal(6, 5, 7) > 1.5}
     split = SplitAttention(attention)
     for own, expected in zip(split(*inputs, **masks), attention(*inputs, **masks), strict=True):
-        assert torch.allclose(own, expected, atol=1e-5)
+        assert close(own, expected, 5e-6)
 
 
 def test_split_attention_takes_one_sequence_and_can_leave_out_the_weights() -> None:
     attention, x = randomised(nn.MultiheadAttention(8, 2)), normal(5, 8)
     y, weights = SplitAttention(attention)(x, x, x, need_weights=False)
-    assert torch.allclose(y, attention(x, x, x)[0], atol=1e-5)
+    assert close(y, attention(x, x, x)[0], 5e-6)
     assert weights is None
 
 

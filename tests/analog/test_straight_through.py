@@ -8,6 +8,7 @@ from torch.nn import functional
 from nvcim.analog import AnalogConv2d, AnalogLinear
 from nvcim.analog.straight_through import read_straight_through, read_trained, summed_to
 from nvcim.crossbar import Crossbar, CrossbarConfig
+from tests.closeness import close
 
 FINE = CrossbarConfig.ideal(16)
 NOISY = CrossbarConfig(sigma=0.2, read_noise_floor=0.01)
@@ -35,7 +36,7 @@ def test_the_gradient_of_a_read_is_the_product_with_what_the_cells_hold() -> Non
     crossbar = Crossbar.program(normal(200, 7), NOISY, generator())
     x, upstream = normal(5, 200).requires_grad_(), normal(5, 7, seed=1)
     read_straight_through(crossbar, x).backward(upstream)
-    assert torch.allclose(x.grad, upstream @ crossbar.read_weight().T, rtol=1e-5, atol=1e-5)
+    assert close(x.grad, upstream @ crossbar.read_weight().T)
 
 
 def test_the_gradient_of_the_master_is_inputs_times_outputs() -> None:
@@ -43,7 +44,7 @@ def test_the_gradient_of_the_master_is_inputs_times_outputs() -> None:
     crossbar = Crossbar.program(master.detach(), NOISY, generator())
     x, upstream = normal(5, 20), normal(2, 5, 7, seed=1)
     read_trained(crossbar, x, master).backward(upstream)
-    assert torch.allclose(master.grad, x.T @ upstream, rtol=1e-5, atol=1e-5)
+    assert close(master.grad, x.T @ upstream)
 
 
 def test_inputs_shared_by_devices_gather_the_gradients_of_all() -> None:
@@ -51,7 +52,7 @@ def test_inputs_shared_by_devices_gather_the_gradients_of_all() -> None:
     x = normal(5, 20).requires_grad_()
     read_straight_through(crossbar, x).sum().backward()
     by_hand = crossbar.read_weight().sum(dim=(0, 2)).expand(5, 20)
-    assert torch.allclose(x.grad, by_hand, rtol=1e-4, atol=1e-4)
+    assert close(x.grad, by_hand, 1e-5)
 
 
 def test_sums_undo_broadcasting() -> None:
@@ -86,7 +87,7 @@ def test_a_noisy_convolution_has_the_gradient_of_the_kernels_its_cells_hold() ->
     upstream = normal(2, 8, 9, 8, seed=1)
     layer(x).backward(upstream)
     functional.conv2d(same, held_kernels(layer), padding=1).backward(upstream)
-    assert torch.allclose(x.grad, same.grad, rtol=1e-4, atol=1e-5)
+    assert close(x.grad, same.grad, 1e-5)
 
 
 def test_a_gradient_belongs_to_the_cells_that_were_read_though_they_are_rewritten_since() -> None:
@@ -95,7 +96,7 @@ def test_a_gradient_belongs_to_the_cells_that_were_read_though_they_are_rewritte
     y = read_straight_through(crossbar, x)
     crossbar.rewrite(normal(20, 7, seed=1))
     y.sum().backward()
-    assert torch.allclose(x.grad, before.sum(dim=1).expand(5, 20), rtol=1e-4, atol=1e-4)
+    assert close(x.grad, before.sum(dim=1).expand(5, 20), 1e-5)
 
 
 def test_reading_for_a_gradient_gives_what_reading_without_gives() -> None:

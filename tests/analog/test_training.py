@@ -21,6 +21,7 @@ from nvcim.analog import (
 )
 from nvcim.crossbar import CrossbarConfig
 from nvcim.errors import ConfigError
+from tests.closeness import close
 
 FINE = CrossbarConfig.ideal(16)
 NOISY = CrossbarConfig(sigma=0.2)
@@ -58,7 +59,7 @@ def test_an_ideal_layer_has_the_gradients_of_its_digital_twin(layer: nn.Module) 
     layer(twin).backward(upstream)
     assert torch.allclose(x.grad, twin.grad, rtol=1e-4, atol=5e-3)
     for name, parameter in layer.named_parameters():
-        assert torch.allclose(trained.master.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-4)
+        assert close(trained.master.get_parameter(name).grad, parameter.grad, 1e-5)
 
 
 def test_finite_differences_of_the_weights_agree_on_an_ideal_network() -> None:
@@ -83,9 +84,9 @@ def test_a_noisy_layer_has_the_straight_through_gradients() -> None:
     layer(x).backward(upstream)
     held = layer.crossbar.read_weight()
     assert not torch.allclose(held, layer.master.weight.T, atol=1e-3)
-    assert torch.allclose(x.grad, upstream @ held.T, rtol=1e-4, atol=1e-5)
-    assert torch.allclose(layer.master.weight.grad, upstream.T @ x, rtol=1e-4, atol=1e-5)
-    assert torch.allclose(layer.master.bias.grad, upstream.sum(dim=0))
+    assert close(x.grad, upstream @ held.T, 1e-5)
+    assert close(layer.master.weight.grad, upstream.T @ x)
+    assert close(layer.master.bias.grad, upstream.sum(dim=0))
 
 
 def test_every_forward_writes_in_training_and_none_in_evaluation() -> None:
@@ -139,7 +140,7 @@ def test_parametrizations_stay_and_are_trained_through() -> None:
     layer(x).sum().backward()
     original = layer.master.parametrizations.weight.original
     assert torch.allclose(layer(x), linear(x), atol=1e-3)
-    assert torch.allclose(original.grad, 2 * x.sum(dim=0).expand(5, 6), rtol=1e-5, atol=1e-5)
+    assert close(original.grad, 2 * x.sum(dim=0).expand(5, 6))
 
 
 def test_training_state_passes_through_a_state_dict() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import timing
+from tests.benchmarks import isa, timing
 from tests.benchmarks.cases import SMOKE, Case, Setup, Sizes
 from tests.benchmarks.timing import Result
 
@@ -37,8 +37,20 @@ class Benchmark:
 
 
 def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
-    """Measure what the command line asks for and print it."""
+    """Measure what the command line asks for and print it.
+
+    Returns:
+        The exit status: 1 if a line failed (`Result.failed`), unless it is a smoke run, whose figures mean nothing;
+        2 if the instruction set asked for cannot be had.
+    """
     options = _options(benchmark, arguments)
+    if options.isa:
+        given = sys.argv[1:] if arguments is None else arguments
+        try:
+            isa.restrict(options.isa, [sys.executable, str(benchmark.file.resolve()), *given])
+        except isa.WrongInstructionSet as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     sizes = SMOKE if options.smoke else Sizes()
     if options.child:
         torch.set_num_threads(options.threads[0])
@@ -65,7 +77,7 @@ def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(report, indent=1))
     else:
         print(_table(machine, warnings, results))
-    return 0
+    return int(not options.smoke and any(line.failed for line in results))
 
 
 def _options(benchmark: Benchmark, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -84,6 +96,12 @@ def _options(benchmark: Benchmark, arguments: Sequence[str] | None) -> argparse.
     )
     parser.add_argument(
         "--smoke", action="store_true", help="tiny shapes and 1 run: only to see that it works"
+    )
+    parser.add_argument(
+        "--isa",
+        choices=sorted(isa.RESTRICTIONS),
+        help="restrict our kernels, torch, MKL and oneDNN to it, or let all use what the processor has "
+        "(default: as the environment says)",
     )
     parser.add_argument("--child", choices=sorted(benchmark.cases), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -146,7 +164,10 @@ def _in_own_process(benchmark: Benchmark, case: Case, setup: Setup, smoke: bool)
 
 def _table(machine: dict[str, object], warnings: Sequence[str], results: Sequence[Result]) -> str:
     """The report as text: machine, one line per result, notes, warnings."""
-    head = ("case", "thr", "value", "", "limit", "", "ms", "reference ms", "quartiles of the ratio", "what")
+    head = (
+        *("case", "thr", "value", "", "limit", "", "ms", "reference ms", "plain ms"),
+        *("quartiles of the ratio", "what"),
+    )
     rows = [head, *(_row(line) for line in results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     text = [
@@ -154,13 +175,28 @@ def _table(machine: dict[str, object], warnings: Sequence[str], results: Sequenc
     ]
     facts = [", ".join(f"{name} {value}" for name, value in machine.items())]
     notes = [f"{name}: {note}" for name, note in dict.fromkeys((r.case, r.note) for r in results if r.note)]
-    missed = [f"{line.case} ({line.threads})" for line in results if line.met is False]
-    judged = sum(line.met is not None for line in results)
-    verdict = f"{judged - len(missed)} of {judged} limits met" + (
-        f"; missed: {', '.join(missed)}" if missed else ""
+    verdicts = (
+        _verdict("limits met", "missed", [(line, line.met) for line in results]),
+        _verdict(
+            "compiled lines at least as fast as plain torch",
+            "slower",
+            [
+                (line, None if line.slower_than_plain is None else not line.slower_than_plain)
+                for line in results
+            ],
+        ),
     )
     return "\n".join(
-        [*facts, "", *text, "", *notes, verdict, *(f"WARNING: {warning}" for warning in warnings)]
+        [*facts, "", *text, "", *notes, *verdicts, *(f"WARNING: {warning}" for warning in warnings)]
+    )
+
+
+def _verdict(held: str, broken: str, lines: Sequence[tuple[Result, bool | None]]) -> str:
+    """How many of the lines that were judged (not None) hold, and which do not."""
+    judged = [(line, holds) for line, holds in lines if holds is not None]
+    failed = [f"{line.case} ({line.threads})" for line, holds in judged if not holds]
+    return f"{len(judged) - len(failed)} of {len(judged)} {held}" + (
+        f"; {broken}: {', '.join(failed)}" if failed else ""
     )
 
 
@@ -168,13 +204,15 @@ def _row(line: Result) -> tuple[str, ...]:
     device = "" if line.device == "cpu" else f" on {line.device}"
     name, threads, title = line.case, str(line.threads), line.title + device
     if line.value is None:
-        return name, threads, "-", "", "", "skipped", "", "", "", title
-    met = {True: "met", False: "MISSED", None: ""}[line.met]
+        return name, threads, "-", "", "", "skipped", "", "", "", "", title
+    said = [{True: "met", False: "MISSED", None: ""}[line.met], "SLOWER" if line.slower_than_plain else ""]
+    met = " ".join(filter(None, said))
     limit = "" if line.limit is None else f"{line.limit:g}"
     value = f"{line.value:.2e}" if line.value < 1e-3 else f"{line.value:.2f}"
     if line.timing is None:
-        return name, threads, value, line.unit, limit, met, "", "", "", title
-    times = [f"{spread.median:.2f}" for spread in (line.timing.case, line.timing.reference)]
+        return name, threads, value, line.unit, limit, met, "", "", "", "", title
+    spreads = (line.timing.case, line.timing.reference, line.timing.plain)
+    times = ["" if spread is None else f"{spread.median:.2f}" for spread in spreads]
     ratios = line.timing.ratios
     quartiles = f"{ratios.quarter:.2f} .. {ratios.three_quarters:.2f}"
     return name, threads, value, line.unit, limit, met, *times, quartiles, title

@@ -5,7 +5,7 @@
     python tests/benchmarks/bench_segmentation.py --cases "metrics*" --threads 1 --repeats 5
 
 Case and reference run alternately in one process unless a note says otherwise; the value is the ratio of their medians.
-The exit status is 0 also where a limit is missed.
+The exit status is 1 where a limit is missed.
 """
 
 import sys

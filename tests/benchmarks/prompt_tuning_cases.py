@@ -8,6 +8,7 @@ import copy
 import random
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -25,6 +26,7 @@ from nvcim.prompts.frozen_rows import FrozenRows, Gradients, PlainRows, Row
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.tuning import FINAL_RATE, TuningJob, TuningSettings, tune
 from tests.benchmarks.cases import SMOKE, Case, Run, Setup
+from tests.benchmarks.plain import beside_plain
 from tests.benchmarks.timing import Result, alternate
 
 UNIT = "x PEFT one by one"
@@ -176,13 +178,14 @@ def together(work: Work, limited: bool, **changes: Any) -> Callable[[Case, Setup
         ends: dict[str, list[float]] = {}
 
         def ours() -> None:
-            ends["ours"] = tuned_together(done, setup.device, **changes)
+            losses = tuned_together(done, setup.device, **changes)
+            ends.setdefault("ours", losses)  # the first: in plain torch it is run later
 
         def theirs() -> None:
             ends["theirs"] = tuned_by_peft(done, setup.device)
 
         repeats = setup.repeats if done.steps else min(setup.repeats, FULL_REPEATS)
-        timing = alternate(ours, theirs, repeats)
+        timing = (beside_plain if setup.device == "cpu" else alternate)(ours, theirs, repeats)
         limit = AT_MOST_GPU if setup.device == "cuda" else AT_MOST.get(setup.threads)
         line = Result(case.name, case.title, setup.threads, setup.place, timing.ratio, UNIT)
         note = (
@@ -205,8 +208,13 @@ def together(work: Work, limited: bool, **changes: Any) -> Callable[[Case, Setup
     return measure
 
 
+def tuned_through(engine: FrozenRows) -> AbstractContextManager[object]:
+    """Inside, `tune` uses this engine."""
+    return patch.object(tuning, "frozen_rows", lambda lm, precision, longest: engine)
+
+
 def rung(build: Callable[[LanguageModel], FrozenRows]) -> Callable[[Case, Setup], list[Result]]:
-    """Tuning with some of the savings only."""
+    """Tuning with some of the savings only; a compiled rung's plain counterpart is the last that is not compiled."""
 
     def measure(case: Case, setup: Setup) -> list[Result]:
         work = scaled(Work(steps=LADDER_STEPS), setup)
@@ -214,11 +222,13 @@ def rung(build: Callable[[LanguageModel], FrozenRows]) -> Callable[[Case, Setup]
         engine = build(lm)
         if isinstance(engine, FrozenDecoder) and setup.device != "cpu":
             return [case.skipped(setup, "the compiled kernel is the CPU's")]
-        with patch.object(tuning, "frozen_rows", lambda lm, precision, longest: engine):
+        plain = PlainRows(lm, "float32", CPU_ROWS)
+        with tuned_through(engine):
             timing = alternate(
                 lambda: tuned_together(work, setup.device),
                 reference(work, setup),
                 setup.repeats,
+                (lambda: tuned_through(plain)) if isinstance(engine, FrozenDecoder) else None,
             )
         note = f"{work.jobs} jobs, {work.tokens} virtual tokens, {work.steps} steps"
         return [

@@ -4,7 +4,8 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 
 from nvcim.crossbar.kernel import kernel_status
+from tests.benchmarks import isa
 
 # A quarter of the reference's runs taking this much longer than another quarter: something else was running.
 UNSTEADY = 1.25
+PLAIN_SECONDS = 15.0  # a run in plain torch may take a hundred times as long as a compiled one
 BUSY_LOAD = 0.3  # load average over the last minute, before the benchmark itself adds to it
 
 
@@ -44,6 +47,8 @@ class Timing:
         ratio: of the medians.
         ratios: spread of the ratio of a case's run to the reference's run just before it.
         repeats: how many runs of each.
+        plain: milliseconds of the case without compiled kernels, of fewer runs where they take long; None where no
+            kernel would serve it.
     """
 
     case: Spread
@@ -51,31 +56,60 @@ class Timing:
     ratio: float
     ratios: Spread
     repeats: int
+    plain: Spread | None = None
 
     @property
     def steady(self) -> bool:
         """Whether the reference took about the same time throughout."""
         return self.reference.three_quarters <= UNSTEADY * self.reference.quarter
 
+    @property
+    def slower_than_plain(self) -> bool | None:
+        """Whether compiling costs time instead of saving it, by the medians; None without a plain counterpart."""
+        return None if self.plain is None else self.case.median > self.plain.median
 
-def alternate(case: Callable[[], object], reference: Callable[[], object], repeats: int) -> Timing:
+
+def alternate(
+    case: Callable[[], object],
+    reference: Callable[[], object],
+    repeats: int,
+    plain: Callable[[], AbstractContextManager[object]] | None = None,
+) -> Timing:
     """Run reference and case in turn, `repeats` times each after one run of each that is not counted.
 
-    Both wait for the GPU, if there is one, before the clock is read.
+    Where `plain` gives a context, the case is run inside such a one too, after each run outside, until that has taken
+    `PLAIN_SECONDS`: where one run takes as long, the first is the last. All wait for the GPU, if there is one, before
+    the clock is read.
     """
+    references, cases, plains = [], [], []
     case(), reference()
-    times: tuple[list[float], list[float]] = ([], [])
+    if plain is not None:
+        first = _inside(plain, case)
+        spent = first / 1e3
+        plains = [first] if spent > PLAIN_SECONDS else []
     for _ in range(repeats):
-        for values, run in zip(times, (reference, case), strict=True):
-            _synchronise()
-            start = time.perf_counter()
-            run()
-            _synchronise()
-            values.append((time.perf_counter() - start) * 1e3)
-    references, cases = times
+        references.append(_milliseconds(reference))
+        cases.append(_milliseconds(case))
+        if plain is not None and (not plains or spent < PLAIN_SECONDS):
+            plains.append(_inside(plain, case))
+            spent += plains[-1] / 1e3
     pairs = [one / other for one, other in zip(cases, references, strict=True)]
     ratio = median(cases) / median(references)
-    return Timing(Spread.of(cases), Spread.of(references), ratio, Spread.of(pairs), repeats)
+    spread = Spread.of(plains) if plains else None
+    return Timing(Spread.of(cases), Spread.of(references), ratio, Spread.of(pairs), repeats, spread)
+
+
+def _inside(context: Callable[[], AbstractContextManager[object]], run: Callable[[], object]) -> float:
+    with context():
+        return _milliseconds(run)
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    _synchronise()
+    start = time.perf_counter()
+    run()
+    _synchronise()
+    return (time.perf_counter() - start) * 1e3
 
 
 def _synchronise() -> None:
@@ -111,23 +145,35 @@ class Result:
         """Whether the limit was met; None without a limit or a value."""
         return None if self.limit is None or self.value is None else self.value <= self.limit
 
+    @property
+    def slower_than_plain(self) -> bool | None:
+        """See `Timing`; None without times."""
+        return None if self.timing is None else self.timing.slower_than_plain
+
+    @property
+    def failed(self) -> bool:
+        """Whether the line is beyond its limit or slower than its plain counterpart."""
+        return self.met is False or self.slower_than_plain is True
+
     def as_json(self) -> dict[str, Any]:
         """Plain numbers and strings, for `--json`."""
         return {
             **asdict(self),
             "met": self.met,
+            "slower_than_plain": self.slower_than_plain,
+            "failed": self.failed,
             "steady": None if self.timing is None else self.timing.steady,
         }
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> "Result":
         """What `as_json` gave, in another process."""
-        plain = {name: value for name, value in found.items() if name not in ("met", "steady", "timing")}
-        times = found["timing"]
-        if times is None:
-            return cls(**plain)
-        spreads = {name: Spread(**times[name]) for name in ("case", "reference", "ratios")}
-        return cls(**plain, timing=Timing(**{**times, **spreads}))
+        own = {one.name: found[one.name] for one in fields(cls)}
+        times = own["timing"]
+        if times is not None:
+            spreads = {name: Spread(**value) for name, value in times.items() if isinstance(value, dict)}
+            own["timing"] = Timing(**{**times, **spreads})
+        return cls(**own)
 
 
 def machine() -> dict[str, Any]:
@@ -141,6 +187,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "blas": "mkl" if torch.backends.mkl.is_available() else "other",  # type: ignore[no-untyped-call]
         "kernel": kernel_status(),
+        **isa.in_use(),
         "load_before": round(_load(), 2),
     }
 

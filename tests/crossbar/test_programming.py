@@ -13,6 +13,7 @@ from nvcim.crossbar import Crossbar, CrossbarConfig
 from nvcim.crossbar.programming import Writing, write_cells
 from nvcim.devices import load_catalogue
 from nvcim.errors import ConfigError, DeviceError
+from tests.closeness import close
 
 DRAWS = 40_000
 NAMES = list(load_catalogue())
@@ -94,7 +95,7 @@ def test_a_device_is_the_same_alone_as_among_others() -> None:
     alone = [Crossbar.program(weight[i], config, generator(i)) for i in range(3)]
     assert torch.equal(together.read_weight(), torch.stack([c.read_weight() for c in alone]))
     expected = torch.stack([c.matmul(part) for c, part in zip(alone, x, strict=True)])
-    assert torch.allclose(together.matmul(x), expected, atol=1e-5)
+    assert close(together.matmul(x), expected)
 
 
 def test_scale_belongs_to_one_device() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nvcim.config import parse_settings
 from nvcim.crossbar import Crossbar, CrossbarConfig
 from nvcim.errors import ConfigError
+from tests.closeness import close
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -38,8 +39,8 @@ def test_an_ideal_crossbar_is_exact_up_to_weight_quantisation(device: str, bits:
     config = CrossbarConfig.ideal(bits).model_copy(update={"device": device, "rows": 32, "cols": 16})
     weight, x = normal(70, 45), normal(9, 70, seed=1)
     crossbar = Crossbar.program(weight, config, generator())
-    assert torch.allclose(crossbar.read_weight(), quantised(weight, bits), atol=1e-5)
-    assert torch.allclose(crossbar.matmul(x), x @ quantised(weight, bits), atol=1e-4)
+    assert close(crossbar.read_weight(), quantised(weight, bits), 5e-6)
+    assert close(crossbar.matmul(x), x @ quantised(weight, bits), 5e-6)
 
 
 def test_leakage_of_fefet2_takes_one_percent_of_the_range_from_every_cell_in_use() -> None:
@@ -96,7 +97,7 @@ def test_adc_rounds_each_tile_to_its_step() -> None:
     crossbar = Crossbar.program(weight, config, generator())
     x = torch.tensor([[3.0, 4.0], [5.0, 0.0], [-5.0, 0.0], [0.5, 4.974937]])
     expected = torch.tensor([[20 / 3], [10.0], [-10.0], [0.0]])
-    assert torch.allclose(crossbar.matmul(x), expected, atol=1e-4)
+    assert close(crossbar.matmul(x), expected, 1e-5)
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(8, 4), (7, 128), (128, 5), (3, 1), (9, 10)])
@@ -253,7 +254,7 @@ def test_a_stack_reads_as_its_members(read_noise: float) -> None:
     y = Crossbar.stack(members).matmul(x)
     assert y.shape == (3, 4, 6)
     expected = torch.stack([c.matmul(part) for c, part in zip(again, x, strict=True)])
-    assert torch.allclose(y, expected, atol=1e-5)
+    assert close(y, expected)
 
 
 def test_a_stack_of_unlike_crossbars_is_refused() -> None:
@@ -274,8 +275,8 @@ def test_inputs_broadcast_over_devices() -> None:
     x = normal(4, 20, seed=1)
     expected = crossbar.matmul(x.expand(2, 3, 4, 20))
     assert expected.shape == (2, 3, 4, 6)
-    assert torch.allclose(crossbar.matmul(x), expected, atol=1e-4)
-    assert torch.allclose(crossbar.matmul(x.expand(3, 4, 20)), expected, atol=1e-4)
+    assert close(crossbar.matmul(x), expected, 5e-6)
+    assert close(crossbar.matmul(x.expand(3, 4, 20)), expected, 5e-6)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from nvcim.crossbar.programming import stuck_map
 from nvcim.crossbar.remapping import Places, in_array, line_costs, seen_by_weights, tile_orders
 from nvcim.crossbar.wires import Wires
 from nvcim.errors import ConfigError
+from tests.closeness import close
 
 WAYS = ["rows", "columns", "both"]
 Tile = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -283,7 +284,7 @@ def test_wires_see_the_cells_where_they_lie(remap: str) -> None:
     solved = effective_conductance(laid, wires) / span
     seen = solved[:, :, rows][:, :, :, columns]
     expected = (seen[0, 0] - seen[0, 1]) * config.mapping().slices[0].factor * crossbar._writing().scale[0]
-    torch.testing.assert_close(crossbar.read_weight(), expected, rtol=1e-5, atol=1e-6)
+    assert close(crossbar.read_weight(), expected, 5e-6)
     bare = Crossbar.program(weight, config.model_copy(update={"wires": None}), generator(4))
     assert float((bare.read_weight() - crossbar.read_weight()).abs().max()) > 0.01
 

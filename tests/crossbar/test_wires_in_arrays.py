@@ -7,6 +7,7 @@ from nvcim.crossbar import Crossbar, CrossbarConfig
 from nvcim.crossbar.effective import effective_conductance
 from nvcim.crossbar.wires import Wires
 from nvcim.errors import ConfigError
+from tests.closeness import close
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -86,7 +87,7 @@ def test_wires_without_resistance_change_nothing() -> None:
     weight = normal(19, 14)
     ideal = wired(wires=Wires(r_word_ohm=0, r_bit_ohm=0))
     one, two = (Crossbar.program(weight, config, generator()) for config in (ideal, wired(None)))
-    assert torch.allclose(one.read_weight(), two.read_weight(), atol=2e-5)
+    assert close(one.read_weight(), two.read_weight(), 5e-6)
 
 
 def test_thinner_wires_lose_more() -> None:
@@ -118,7 +119,7 @@ def test_devices_and_tiles_do_not_touch_each_other() -> None:
     together = Crossbar.program(weight, wired(), [generator(seed) for seed in range(3)])
     for device in range(3):
         alone = Crossbar.program(weight[device], wired(), generator(device))
-        assert torch.allclose(alone.read_weight(), together.read_weight()[device], atol=1e-6)
+        assert close(alone.read_weight(), together.read_weight()[device])
 
 
 def test_wires_act_on_aged_and_verified_cells_and_come_back_from_a_saved_state() -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from nvcim.errors import DataError
 from nvcim.prompts.batching import fitted_samples, left_padded, position_ids, with_virtual_tokens
 from nvcim.prompts.language_model import EMBEDDED_FOLDER, LanguageModel
+from tests.closeness import close
 
 TEXTS = (
     "a whale",
@@ -63,7 +64,7 @@ def test_virtual_tokens_stand_where_peft_puts_them(embedded: LanguageModel) -> N
         theirs = peft_model(input_ids=ids, attention_mask=mask).logits
     rows, full = with_virtual_tokens(embedded, ids, mask, tokens, torch.tensor([True]))
     ours = embedded.model(inputs_embeds=rows, attention_mask=full, position_ids=position_ids(full)).logits
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert close(ours, theirs)
 
 
 def test_gradients_flow_to_each_rows_own_tokens(embedded: LanguageModel) -> None:

@@ -14,6 +14,7 @@ from nvcim.prompts.memory import PromptMemory, Replacement
 from nvcim.prompts.memory_columns import BLOCK, Columns
 from nvcim.prompts.search import MIPS, SCALED_SEARCH, SearchSettings, blend, prepared_query
 from nvcim.randomness import named_generator
+from tests.closeness import close
 
 TOKENS, CODE = 6, 16
 
@@ -129,11 +130,11 @@ def test_a_search_reads_what_each_column_reads_alone(config: dict[str, object]) 
     for i in range(6):
         settings = CrossbarConfig.model_validate(config)
         column = Crossbar.program(code(i).reshape(-1, 1), settings, named_generator(i, "write"))
-        torch.testing.assert_close(scores[:, i], column.matmul(x)[:, 0], rtol=1e-5, atol=1e-5)
+        assert close(scores[:, i], column.matmul(x)[:, 0])
         if settings.noisy:
             continue
         rows = column.matmul(torch.eye(TOKENS * CODE)).reshape(TOKENS, CODE)
-        torch.testing.assert_close(memory.read(i), rows, rtol=1e-5, atol=1e-6)
+        assert close(memory.read(i), rows)
 
 
 def test_reads_of_noisy_cells_go_on_where_the_last_one_stood() -> None:
@@ -143,9 +144,9 @@ def test_reads_of_noisy_cells_go_on_where_the_last_one_stood() -> None:
     queries = code(9)[None]
     x = prepared_query(queries, MIPS)
     for _ in range(2):
-        torch.testing.assert_close(memory.search(queries, MIPS)[:, 1], column.matmul(x)[:, 0])
-    torch.testing.assert_close(memory.read(1).flatten(), column.matmul(rows)[:, 0])
-    torch.testing.assert_close(memory.search(queries, MIPS)[:, 1], column.matmul(x)[:, 0])
+        assert close(memory.search(queries, MIPS)[:, 1], column.matmul(x)[:, 0])
+    assert close(memory.read(1).flatten(), column.matmul(rows)[:, 0])
+    assert close(memory.search(queries, MIPS)[:, 1], column.matmul(x)[:, 0])
     assert torch.equal(memory.read(1), memory.read(1))  # read once and kept
 
 
@@ -178,7 +179,7 @@ def test_blocks_do_not_show_in_what_is_read() -> None:
     for place in (0, BLOCK - 1, BLOCK, count - 1):
         column = Crossbar.program(codes[place].reshape(-1, 1), config, named_generator(place))
         alone = column.matmul(codes[:2].flatten(1))[:, 0]
-        torch.testing.assert_close(scores[:, place], alone, rtol=1e-5, atol=1e-6)
+        assert close(scores[:, place], alone)
         assert torch.equal(memory.slots[place].column.read_weight()[0], column.read_weight())
     memory.replace(BLOCK, codes[0], "new", named_generator(1))
     assert [memory.slots[place].writes for place in (BLOCK - 1, BLOCK)] == [1, 2]
@@ -287,7 +288,7 @@ def test_a_blend_is_the_weighted_sum_of_what_is_read() -> None:
     assert found.shape == (2, TOKENS, CODE)
     for row in range(2):
         expected = sum(float(weights[row, i]) * memory.read(i) for i in (0, 1, 3))
-        torch.testing.assert_close(found[row], expected)
+        assert close(found[row], expected)
     with pytest.raises(DataError, match=r"weights have shape \(2, 3\); this memory takes \(batch, 4\)"):
         memory.read_blended(weights[:, :3])
     with pytest.raises(DataError, match="place 2 is free"):

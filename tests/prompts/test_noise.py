@@ -21,6 +21,7 @@ from nvcim.prompts.noise import (
     level_noise,
 )
 from nvcim.randomness import named_generator
+from tests.closeness import close
 
 DEVICES = ("RRAM1", "FeFET2", "FeFET3", "RRAM4", "FeFET6")
 FACTOR = 1.15
@@ -151,7 +152,7 @@ def test_the_loop_gives_what_fresh_arrays_give(read: Literal["cells", "converter
         for found in twice:
             array = Crossbar.program(codes[i].reshape(-1, 1), configs[i], generator)
             back = array.read_weight() if read == "cells" else array.matmul(torch.eye(array.in_features))
-            torch.testing.assert_close(found[i].flatten(), back[:, 0], rtol=1e-6, atol=1e-7)
+            assert close(found[i].flatten(), back[:, 0])
 
 
 def test_the_loops_gradients_pass_unchanged() -> None:

@@ -10,6 +10,7 @@ from nvcim.prompts import prefix_cache
 from nvcim.prompts.generation import Batch
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.prefix_cache import GrowingLayer, PrefixCache
+from tests.closeness import close
 
 TEXTS = (
     "the conductor at the depot , a ticket and a brake in the tunnel , the price is awful",
@@ -77,8 +78,8 @@ def test_a_prefix_is_what_the_models_own_cache_holds(any_lm: LanguageModel) -> N
         assert isinstance(states, DynamicLayer)
         assert states.keys is not None
         assert states.values is not None
-        torch.testing.assert_close(prefix.keys[layer], states.keys[0], atol=1e-6, rtol=0)
-        torch.testing.assert_close(prefix.values[layer], states.values[0], atol=1e-6, rtol=0)
+        assert close(prefix.keys[layer], states.keys[0])
+        assert close(prefix.values[layer], states.values[0])
 
 
 def test_tokens_are_computed_once(embedded: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

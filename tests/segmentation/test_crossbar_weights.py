@@ -24,6 +24,7 @@ from nvcim.segmentation.crossbar_weights import (
     with_best_levels,
     with_reference_columns,
 )
+from tests.closeness import close
 
 IDEAL = CrossbarConfig.ideal(4).model_copy(update={"device": "Ideal4"})
 EXACT = 1e-14  # sums of a cell's levels in float64, which are thirds or fifteenths
@@ -260,7 +261,7 @@ def _layers() -> nn.Sequential:
 def test_reference_columns_leave_the_network_what_it_is() -> None:
     model, x = _layers(), gaussian(2, 4, 11, 9)
     wide = with_reference_columns(model, ideal(4), ["0", "1", "2"])
-    assert torch.allclose(wide(x), model(x), rtol=1e-5, atol=1e-6)
+    assert close(wide(x), model(x))
     assert isinstance(model[0], nn.Conv2d)
     assert [part.conv.out_channels for part in wide.children()] == [8, 4, 6]  # type: ignore[union-attr]
 
@@ -275,7 +276,7 @@ def test_powers_of_two_are_held_exactly_by_the_chip_that_has_reference_columns()
         model, config, torch.Generator().manual_seed(0), dict.fromkeys("012", "power_of_two")
     )
     wanted = model(x)
-    assert torch.allclose(powers(x), wanted, rtol=1e-5, atol=1e-5)
+    assert close(powers(x), wanted)
     assert float((plain(x) - wanted).norm() / wanted.norm()) > 0.02
 
 
@@ -326,7 +327,7 @@ def test_a_network_on_its_best_levels_is_held_exactly_and_errs_less_with_more_le
         placed = with_best_levels(model, ideal(4), count)
         chip = on_crossbars(placed, ideal(4), torch.Generator().manual_seed(0))
         x = gaussian(2, 4, 11, 9)
-        assert torch.allclose(chip(x), placed(x), rtol=1e-4, atol=1e-5)
+        assert close(chip(x), placed(x))
         pairs = list(zip(placed.children(), model.children(), strict=True))
         assert all(
             len(torch.unique(matrix.abs())) <= count for after, _ in pairs for matrix in _matrices(after)

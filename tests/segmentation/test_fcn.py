@@ -2,6 +2,7 @@ import torch
 
 from nvcim.quantization.base import weighted_layers
 from nvcim.segmentation import PAPER_FCN, FCNSettings, ResidualFCN
+from tests.closeness import close
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -60,7 +61,7 @@ def test_the_descriptor_is_the_average_of_the_last_stage() -> None:
     _, descriptor = model(image)
     assert seen[0].shape == (2, 12, 2, 3)
     expected = torch.stack([seen[0][b].flatten(1).sum(1) / 6 for b in range(2)])
-    assert torch.allclose(descriptor, expected, atol=1e-6)
+    assert close(descriptor, expected)
 
 
 def test_every_weighted_layer_is_a_convolution() -> None:

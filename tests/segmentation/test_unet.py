@@ -1,6 +1,7 @@
 import torch
 
 from nvcim.segmentation import UNet, UNetSettings
+from tests.closeness import close
 
 
 def test_a_small_networks_parameters_are_those_counted_by_hand() -> None:
@@ -37,7 +38,7 @@ def test_the_descriptor_is_the_average_of_the_lowest_level() -> None:
     model.down[-1].register_forward_hook(lambda _, __, output: seen.append(output))
     _, descriptor = model(torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0)))
     assert seen[0].shape == (2, 16, 2, 3)
-    assert torch.allclose(descriptor, seen[0].sum(dim=(2, 3)) / 6, atol=1e-6)
+    assert close(descriptor, seen[0].sum(dim=(2, 3)) / 6)
 
 
 def test_skip_connections_carry_detail_past_the_lowest_level() -> None:

@@ -16,6 +16,7 @@ from nvcim.prompts.baselines.vanilla import PROMPT
 from nvcim.prompts.generation import generate
 from nvcim.prompts.language_model import LanguageModel
 from nvcim.prompts.tuning import TuningJob, TuningSettings, tune
+from tests.closeness import close
 
 SAMPLES = [
     ("Which tag does this movie relate to? description: cars chase and explode .", "action"),
@@ -45,7 +46,7 @@ def test_zero_shot_is_the_model_itself(embedded: LanguageModel) -> None:
     with torch.no_grad():
         logits = embedded.model(input_ids=text_ids(embedded, *SAMPLES[1])).logits[0]
     assert fitted.loss(SAMPLES[1:]) == pytest.approx(
-        answer_loss(embedded, *SAMPLES[1], logits=logits), abs=1e-5
+        answer_loss(embedded, *SAMPLES[1], logits=logits), rel=5e-6
     )
     expected = [one.text for one in generate(embedded, QUESTIONS, [None, None], 8)]
     assert fitted.answer(QUESTIONS, 8) == expected
@@ -69,7 +70,7 @@ def test_a_prefix_predicts_as_pefts_own_forward_does(family: LanguageModel) -> N
     with torch.no_grad():
         logits = fitted.adapted.peft(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
     assert fitted.loss(SAMPLES[1:]) == pytest.approx(
-        answer_loss(family, *SAMPLES[1], logits=logits), abs=1e-5
+        answer_loss(family, *SAMPLES[1], logits=logits), rel=5e-6
     )
 
 
@@ -94,7 +95,7 @@ def test_stored_keys_and_values_stand_in_for_the_mlp_that_made_them(embedded: La
     stored = through_mlp.keys_and_values
     assert stored.shape == (3, 2 * 4 * 128)
     restored = stored_prefix(embedded, {PROMPT: stored})
-    assert restored.loss(SAMPLES) == pytest.approx(through_mlp.loss(SAMPLES), abs=1e-6)
+    assert restored.loss(SAMPLES) == pytest.approx(through_mlp.loss(SAMPLES), rel=2e-6)
 
 
 def test_lora_predicts_as_peft_does_and_holds_no_second_copy_of_the_weights(family: LanguageModel) -> None:
@@ -103,7 +104,7 @@ def test_lora_predicts_as_peft_does_and_holds_no_second_copy_of_the_weights(fami
     with torch.no_grad():
         logits = fitted.adapted.peft(input_ids=text_ids(family, *SAMPLES[1])).logits[0]
     assert fitted.loss(SAMPLES[1:]) == pytest.approx(
-        answer_loss(family, *SAMPLES[1], logits=logits), abs=1e-5
+        answer_loss(family, *SAMPLES[1], logits=logits), rel=5e-6
     )
     weights = {weight.data_ptr() for weight in family.model.parameters()}
     new = [p for p in fitted.adapted.peft.parameters() if p.data_ptr() not in weights]
@@ -142,7 +143,7 @@ def test_dept_updates_the_question_alone_by_position_from_its_first_token(embedd
     scale = 8 / 2**0.5
     first, second, none = [scale, 20 * scale, 0.0], [3 * scale, -10 * scale, 0.0], [0.0, 0.0, 0.0]
     expected = torch.tensor([[first, second, none], [first, second, none]])  # [q0, q1, a0] and [q0, q1, q2]
-    torch.testing.assert_close(torch.stack([change[0, 1:], change[1, :3]]), expected, atol=1e-4, rtol=0)
+    assert close(torch.stack([change[0, 1:], change[1, :3]]), expected)
     assert not change[1, 3].any()
 
 
