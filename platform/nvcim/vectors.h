@@ -153,17 +153,6 @@ INLINE vf clamp(vf x, float low, float high) {
 #endif
 }
 
-/* where two numbers differ; false where one is NaN */
-INLINE vi differ(vf a, vf b) {
-#if defined(ISA_AVX512)
-    return (vi)_mm512_movm_epi32(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_OQ));
-#elif defined(ISA_AVX2)
-    return (vi)_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NEQ_OQ);
-#else
-    return (a != b) & (a == a) & (b == b);
-#endif
-}
-
 INLINE vf magnitude(vf x) { return (vf)((vi)x & 0x7FFFFFFF); }
 
 INLINE vf to_float(vu x) { return __builtin_convertvector(x, vf); }
@@ -209,6 +198,17 @@ INLINE int64_t count_true(vi truth) {
     return __builtin_popcount((unsigned)_mm256_movemask_ps((__m256)truth));
 #else
     return -vaddvq_s32((int32x4_t)truth);
+#endif
+}
+
+/* in how many lanes two numbers differ; NaN differs from none */
+INLINE int64_t count_unlike(vf a, vf b) {
+#if defined(ISA_AVX512)
+    return __builtin_popcount(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_OQ));
+#elif defined(ISA_AVX2)
+    return count_true((vi)_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NEQ_OQ));
+#else
+    return count_true((a < b) | (a > b));
 #endif
 }
 

@@ -241,22 +241,36 @@ template <noise NOISE, bool ADC> INLINE periphery columns_at(const read_args &a,
     return c;
 }
 
-/* Noise, ADC and the sum over row tiles for up to LANES outputs: currents v of columns c, which a vector's tile `row`
- * drives; spread is the sigma of BY_CELL noise, z standard normals. */
+/* What belongs to a vector's read of one tile. */
+struct drive_row {
+    float noise, step, inverse;
+};
+
+template <noise NOISE, bool ADC> INLINE drive_row row_at(const read_args &a, int64_t row) {
+    drive_row r = {};
+    if (NOISE == UNIFORM) r.noise = a.noise_row[row];
+    if (ADC) {
+        r.step = a.adc_row[row] < TINY ? TINY : a.adc_row[row];
+        r.inverse = 1 / r.step;
+    }
+    return r;
+}
+
+/* Noise, ADC and the sum over row tiles for up to LANES outputs: currents v of columns c, driven by r; spread is the sigma
+ * of BY_CELL noise, z standard normals. */
 template <noise NOISE, bool ADC>
-INLINE int64_t convert_lanes(const read_args &a, vf v, vf spread, vf z, int64_t row, const periphery &c, float *out,
+INLINE int64_t convert_lanes(const read_args &a, vf v, vf spread, vf z, const drive_row &r, const periphery &c, float *out,
                              bool first, int64_t left) {
     int64_t clipped = 0;
-    if (NOISE == UNIFORM) v = v + c.noise * a.noise_row[row] * z;
+    if (NOISE == UNIFORM) v = v + c.noise * r.noise * z;
     if (NOISE == BY_CELL) v = v + spread * z;
     if (ADC) {
-        float step = a.adc_row[row] < TINY ? TINY : a.adc_row[row];
-        vf code = v * c.gain * (1 / step);
+        vf code = v * c.gain * r.inverse;
         if (a.adc_shift) code = code + c.shift;
         code = round_even(code);
         vf held = clamp(code, -a.top, a.top);
-        clipped = count_true(differ(held, code)); /* NaN is no saturation */
-        v = held * c.step * step;
+        clipped = count_unlike(held, code); /* NaN is no saturation */
+        v = held * c.step * r.step;
     }
     v = v * a.alpha;
     if (!first) v = load(out, left) + v;
@@ -269,7 +283,7 @@ INLINE int64_t read_lanes(const read_args &a, int64_t row, int64_t columns, cons
                           int64_t o, int64_t left) {
     vf spread = NOISE == BY_CELL ? square_root(load(a.variance + row * a.outputs + o, left)) : vf{};
     vf drawn = NOISE == QUIET ? vf{} : load(z + o);
-    return convert_lanes<NOISE, ADC>(a, load(a.part + row * a.outputs + o, left), spread, drawn, row,
+    return convert_lanes<NOISE, ADC>(a, load(a.part + row * a.outputs + o, left), spread, drawn, row_at<NOISE, ADC>(a, row),
                                      columns_at<NOISE, ADC>(a, columns + o, left), out + o, first, left);
 }
 
@@ -604,11 +618,12 @@ static int64_t product_tile(const product_args &p, const read_args &a, int64_t d
             product(w.inputs + packed + batch * rows * ROWS, w.cells + panel * rows, rows, sum);
             int64_t some = vectors - batch * ROWS < ROWS ? vectors - batch * ROWS : ROWS;
             for (int64_t v = 0; v < some; v++) {
-                int64_t vector = batch * ROWS + v, row = (device * a.tiles + tile) * a.vectors + band + vector;
+                int64_t vector = batch * ROWS + v;
+                drive_row r = row_at<NOISE, ADC>(a, (device * a.tiles + tile) * a.vectors + band + vector);
                 for (int h = 0; h < 2 && h * LANES < count; h++) {
                     int64_t o = vector * BLOCK + panel + h * LANES;
                     vf z = NOISE == QUIET ? vf{} : load(w.normals + o);
-                    clipped += convert_lanes<NOISE, ADC>(a, sum[v][h], spread[v][h], z, row, own[h], w.out + o, first,
+                    clipped += convert_lanes<NOISE, ADC>(a, sum[v][h], spread[v][h], z, r, own[h], w.out + o, first,
                                                          count - h * LANES);
                 }
             }
