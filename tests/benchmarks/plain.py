@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
-from nvcim.crossbar import kernel
-from nvcim.prompts import frozen_decoder, frozen_kernel
 from tests.benchmarks.timing import Timing, alternate
+
+Lookup = Callable[..., object]
 
 
 def _no_crossbar_kernel(*tensors: object) -> None:
@@ -19,24 +19,36 @@ def _no_frozen_kernel() -> None:
     return None
 
 
-LOOKUPS: tuple[tuple[object, object], ...] = (
-    (kernel.kernel_for, _no_crossbar_kernel),
-    (frozen_kernel.frozen_kernel, _no_frozen_kernel),
-)
-"""How the package finds its kernels, and what finds none."""
+LOOKUPS: dict[tuple[str, str], Lookup] = {
+    ("nvcim.crossbar.kernel", "kernel_for"): _no_crossbar_kernel,
+    ("nvcim.prompts.frozen_kernel", "frozen_kernel"): _no_frozen_kernel,
+}
+"""Where the package finds its kernels, and what finds none."""
+
+
+def _lookups() -> list[tuple[Lookup, Lookup]]:
+    """Those whose module has been imported (the prompts' takes seconds), each with what finds none."""
+    return [
+        (getattr(sys.modules[module], name), none)
+        for (module, name), none in LOOKUPS.items()
+        if module in sys.modules
+    ]
 
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
     """Inside, nothing finds a compiled kernel, as with `NVCIM_KERNEL=plain` in the environment."""
-    for found, none in LOOKUPS:
+    lookups = _lookups()
+    decoders = sys.modules.get("nvcim.prompts.frozen_decoder")
+    for found, none in lookups:
         _replace(found, none)
     try:
-        # Packed models would be found without asking for a kernel.
-        with patch.object(frozen_decoder, "_PACKED", WeakKeyDictionary()):
+        with ExitStack() as stack:
+            if decoders is not None:  # packed models would be found without asking for a kernel
+                stack.enter_context(patch.object(decoders, "_PACKED", WeakKeyDictionary()))
             yield
     finally:
-        for found, none in LOOKUPS:
+        for found, none in lookups:
             _replace(none, found)
 
 
@@ -51,6 +63,5 @@ def _replace(old: object, new: object) -> None:
 
 def beside_plain(case: Callable[[], object], reference: Callable[[], object], repeats: int) -> Timing:
     """`alternate`, and the case in plain torch in turn with them, unless there is nothing else here."""
-    if kernel.kernel_for() is None and frozen_kernel.frozen_kernel() is None:
-        return alternate(case, reference, repeats)
-    return alternate(case, reference, repeats, plain_torch)
+    compiled = any(found() is not None for found, _ in _lookups())
+    return alternate(case, reference, repeats, plain_torch if compiled else None)
