@@ -11,6 +11,7 @@ import pytest
 
 from nvcim import compiled
 from nvcim.compiled import Kernel, instruction_set, load_kernel
+from nvcim.errors import ConfigError
 
 PACKAGE = Path(compiled.__file__).parent
 SOURCES = [PACKAGE / "crossbar" / "kernel.cpp", PACKAGE / "prompts" / "frozen_kernel.cpp"]
@@ -89,6 +90,22 @@ def test_a_library_that_does_not_load_is_named(
     monkeypatch.setattr(compiled, "instruction_set", lambda: "avx2")
     (tmp_path / "adding_avx2.so").write_bytes(b"no library")
     assert_lacking(load(tmp_path / "adding.cpp"), "adding_avx2.so", caplog)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no compiler to make a library with")
+def test_a_library_of_another_kind_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compiled, "instruction_set", lambda: "avx2")
+    command = ["gcc", "-shared", "-xc", os.devnull, "-o", str(tmp_path / "adding_avx2.so")]
+    subprocess.run(command, check=True)
+    assert_lacking(load(tmp_path / "adding.cpp"), "adding_avx2.so is no kernel of this package", caplog)
+
+
+def test_an_unknown_choice_of_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVCIM_KERNEL", "PLAIN")
+    with pytest.raises(ConfigError, match="NVCIM_KERNEL is 'PLAIN'"):
+        load(SOURCES[0])
 
 
 def test_plain_is_granted_without_a_warning(

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import torch  # loaded first: a kernel takes its OpenMP from torch
 
+from nvcim.errors import ConfigError
+
 HEADER = Path(__file__).with_name("vectors.h")
 _log = logging.getLogger(__name__)
 
@@ -48,8 +50,14 @@ def load_kernel(source: Path, work: str, otherwise: str) -> Kernel:
         otherwise: what runs, slower, without it: "plain torch".
 
     Callers keep the result: each call looks again.
+
+    Raises:
+        ConfigError: `NVCIM_KERNEL` has an unknown value.
     """
-    if os.environ.get("NVCIM_KERNEL") == "plain":
+    asked = os.environ.get("NVCIM_KERNEL", "")
+    if asked not in {"", "plain"}:
+        raise ConfigError(f"NVCIM_KERNEL is '{asked}'; 'plain' asks for plain torch, nothing else is known")
+    if asked == "plain":
         return Kernel(None, f"{otherwise} (NVCIM_KERNEL=plain)")
     isa = instruction_set()
     try:
@@ -68,8 +76,12 @@ def _library(source: Path, isa: str | None) -> ctypes.CDLL:
     if not path.exists():
         raise OSError(f"{path.name} was not built; installing the package where there is GCC builds it")
     library = ctypes.CDLL(str(path))
+    try:
+        built_from = ctypes.c_char_p.in_dll(library, "nvcim_sources").value
+    except ValueError as error:
+        raise OSError(f"{path.name} is no kernel of this package") from error
     # Sources lie beside in a checkout: a library of older ones might take other structures.
-    if source.exists() and ctypes.c_char_p.in_dll(library, "nvcim_sources").value != _digest(source):
+    if source.exists() and built_from != _digest(source):
         raise OSError(f"{path.name} is older than its sources; `make install` builds it again")
     return library
 

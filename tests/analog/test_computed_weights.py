@@ -194,3 +194,10 @@ def test_errors_name_the_layer() -> None:
     analog = analogize(net, CrossbarConfig(adc_scaling="calibrated"), generator())
     with pytest.raises(ConfigError, match="layer '0': all calibration inputs are zero"):
         calibrate(analog, [torch.zeros(3, 4)])
+
+
+def test_forward_hooks_that_are_left_behind_are_named() -> None:
+    layer = nn.Linear(8, 6)
+    layer.register_forward_hook(lambda module, inputs, output: output * 3)
+    with pytest.warns(UserWarning, match=r"layer '0': its own forward hooks are left behind"):
+        analogize(nn.Sequential(layer), CrossbarConfig.ideal(16), torch.Generator().manual_seed(0))

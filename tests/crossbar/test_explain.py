@@ -15,7 +15,7 @@ from nvcim.config import load_settings, parse_settings
 from nvcim.crossbar import Crossbar
 from nvcim.crossbar.causes import WITHOUT, causes_in, with_only
 from nvcim.crossbar.cost_constants import load_cost_constants
-from nvcim.crossbar.explain import CauseError, Explanation, explain, mean_square_input
+from nvcim.crossbar.explain import CauseError, Explanation, explain, mean_square_input, spread
 from nvcim.crossbar.explain_job import ExplainJob, draw_inputs, load_weight
 from nvcim.crossbar.settings import CrossbarConfig
 from nvcim.errors import ConfigError, DataError, NvcimError
@@ -316,3 +316,9 @@ def test_the_job_that_is_shipped_has_every_cause_of_a_real_array() -> None:
     asked = load_settings(ROOT / "jobs" / "crossbar.yaml", ExplainJob)
     expected = {"variation", "stuck cells", "array spread", "ageing", "IR drop", "DAC", "read noise", "ADC"}
     assert set(causes_in(asked.crossbar, asked.age_s)) == expected
+
+
+def test_a_spread_over_chips_that_overflow_is_not_a_number() -> None:
+    assert math.isnan(spread((1.0, math.inf)) or 0.0)
+    assert spread((1.0,)) is None
+    assert spread((1.0, 3.0)) == pytest.approx(2**0.5)

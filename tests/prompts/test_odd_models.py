@@ -9,10 +9,14 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     ElectraConfig,
     ElectraForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    JambaConfig,
+    JambaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     OpenAIGPTConfig,
@@ -228,3 +232,44 @@ def test_an_end_of_text_without_an_embedding_is_refused(tokenizer: Any) -> None:
     added.add_special_tokens({"eos_token": "<end>"})
     with pytest.raises(ModelError, match=r"tokenizer's '<end>' has id 1253, but the model has 1253 embed"):
         LanguageModel.wrap("mine", gpt2(len(tokenizer)), added, "cpu")
+
+
+def bart(tokenizer: Any) -> LanguageModel:
+    """A decoder whose learned positions count masked tokens, too."""
+    size = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    config = BartConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **size, **IDS)
+    config.forced_eos_token_id = None
+    return wrapped(BartForCausalLM, config, tokenizer)
+
+
+def test_a_model_whose_positions_count_padding_answers_alone_as_in_a_batch(tokenizer: Any) -> None:
+    lm = bart(tokenizer)
+    assert not lm.can_pad
+    together = generate(lm, TEXTS, [None, None], 6)
+    for text, one in zip(TEXTS, together, strict=True):
+        assert generate(lm, [text], [None], 6)[0].text == one.text
+
+
+@torch.no_grad()
+def test_a_model_that_knows_no_logits_to_keep_learns_the_answers_alone(tokenizer: Any) -> None:
+    lm = bart(tokenizer)
+    tokens, (question, answer) = virtual_tokens(lm)[0], PAIRS[0]
+    asked, said = lm.question_ids(question), lm.answer_ids(answer)
+    logits = lm.model(
+        inputs_embeds=torch.cat([tokens[None], lm.embed(torch.tensor([asked + said]))], 1)
+    ).logits[0]
+    expected = functional.cross_entropy(logits[3 + len(asked) - 1 : -1], torch.tensor(said))
+    with torch.enable_grad():
+        (got,) = tune(
+            lm, [TuningJob("j", PAIRS[:1], tokens, torch.ones(3), 0)], TuningSettings(tokens=3, steps=1)
+        )
+    assert got.first_loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_model_whose_own_code_fails_at_generation_is_refused_by_name(tokenizer: Any) -> None:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+    # All layers are state spaces: transformers' cache then asks for an attention layer that is not there.
+    layers = {"attn_layer_period": 8, "attn_layer_offset": 4}
+    config = JambaConfig(vocab_size=len(tokenizer), **SHAPE, **heads, **layers, **IDS)
+    with pytest.raises(ModelError, match=r"model 'mine' \(jamba\) cannot answer behind virtual tokens"):
+        wrapped(JambaForCausalLM, config, tokenizer)

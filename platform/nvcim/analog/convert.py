@@ -1,5 +1,6 @@
 """Put a trained model on crossbars, for inference or for training with them in the loop."""
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
@@ -15,7 +16,14 @@ from nvcim.analog.replacing import replace_modules
 from nvcim.analog.training import TrainableAnalogConv2d, TrainableAnalogLinear, TrainableLayer, Writes
 from nvcim.crossbar import CrossbarConfig
 from nvcim.errors import ConfigError, ModelError
-from nvcim.quantization.computed import computed, computed_weight, copied, in_eval_mode, made_plain
+from nvcim.quantization.computed import (
+    computed,
+    computed_weight,
+    computes_weight,
+    copied,
+    in_eval_mode,
+    made_plain,
+)
 from nvcim.quantization.dorefa import QuantizedInput
 from nvcim.randomness import named_generator
 
@@ -37,7 +45,7 @@ def analogize(
     That is every nn.Linear, nn.Conv2d, Hugging Face Conv1D, and the projections of nn.MultiheadAttention, which becomes
     a `SplitAttention`. Weights are read as the model uses them in eval mode: parametrized (quantized) layers are
     written in quantized form, and pruning, weight_norm and spectral_norm of torch.nn.utils are run first. Inputs that
-    DoReFa quantizes stay quantized, other forward hooks of a layer are left behind.
+    DoReFa quantizes stay quantized; other forward hooks of a layer are left behind with a UserWarning that names it.
     Everything else stays digital; `describe` lists it with reasons. A head whose weight is tied to an embedding is
     written into cells of its own, and the embedding stays a digital look-up of the old weights. Each layer draws from a
     stream of its own name: skipping one changes no other.
@@ -151,6 +159,8 @@ def _converted(
             made = make(module, own, named_generator(seed, name)).train(module.training)
         except (ConfigError, ModelError) as error:
             raise type(error)(f"layer '{name}': {error}") from error
+        if _has_other_hooks(module):
+            warnings.warn(f"layer '{name}': its own forward hooks are left behind", stacklevel=4)
         return _with_inputs_of(module, made)
 
     converted = replace_modules(replace_modules(copied(model), split), program)
@@ -199,6 +209,13 @@ def _with_inputs_of(layer: nn.Module, made: AnalogLayer) -> AnalogLayer:
         if isinstance(hook, QuantizedInput):
             made.register_forward_pre_hook(hook)
     return made
+
+
+def _has_other_hooks(layer: nn.Module) -> bool:
+    """Whether a layer has forward hooks or pre-hooks that neither compute its weight nor quantize its inputs."""
+    before = layer._forward_pre_hooks.values()
+    other = [hook for hook in before if not computes_weight(hook) and not isinstance(hook, QuantizedInput)]
+    return bool(other or layer._forward_hooks)
 
 
 def _skipped(name: str, skip: Collection[str]) -> bool:

@@ -54,6 +54,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # What a Ray worker raised comes back with the worker's traceback as its text and the error as `cause`.
         print(f"nvcim: {_one_line(str(getattr(error, 'cause', error)))}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch's words
+            raise
+        print(
+            f"nvcim: the settings ask for more memory than there is: {_one_line(str(error))}", file=sys.stderr
+        )
+        return 2
     except typer.Exit as stop:
         return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):

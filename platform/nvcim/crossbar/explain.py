@@ -145,8 +145,10 @@ class Explanation:
 
 
 def spread(values: tuple[float, ...]) -> float | None:
-    """Standard deviation over chips; None for a single one."""
-    return statistics.stdev(values) if len(values) > 1 else None
+    """Standard deviation over chips; None for a single one, NaN where one is not finite."""
+    if len(values) < 2:
+        return None
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def constants_used(constants: CostConstants) -> dict[str, dict[str, Any]]:

@@ -104,7 +104,7 @@ class PlainRows:
                     position_ids=position_ids(full),
                     logits_to_keep=width + 1,
                     use_cache=False,
-                ).logits[:, :-1]
+                ).logits[:, -1 - width : -1]  # some models know no `logits_to_keep`
             each = functional.cross_entropy(
                 logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none"
             )

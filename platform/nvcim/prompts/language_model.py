@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from nvcim.compute import resolve_device
 from nvcim.errors import DataError, ModelError
-from nvcim.prompts.model_checks import check_config, check_generation, check_model, ignores_mask
+from nvcim.prompts.model_checks import can_pad, check_config, check_generation, check_model
 from nvcim.prompts.tokenization import end_ids, opening_ids, text_ids
 
 EMBEDDED = "embedded"
@@ -46,7 +46,7 @@ class LanguageModel:
         context: the longest sequence it takes, in tokens. A sliding window does not shorten it.
         opening: ids that stand before every question.
         ends: ids that end an answer; the first is the tokenizer's, with which answers are learned.
-        can_pad: whether it leaves out what the attention mask hides, so that unequal texts may share a batch.
+        can_pad: whether masked tokens before a text change nothing, so that unequal texts may share a batch.
     """
 
     name: str
@@ -125,7 +125,7 @@ class LanguageModel:
         config = model.config.get_text_config(decoder=True)
         context = int(getattr(config, "max_position_embeddings", 0) or UNKNOWN_CONTEXT)
         ends = end_ids(tokenizer, model)
-        lm = cls(name, model, tokenizer, context, opening, ends, not ignores_mask(model))
+        lm = cls(name, model, tokenizer, context, opening, ends, can_pad(name, model))
         for token in (*opening, ends[0]):
             if token >= lm.vocabulary:
                 raise ModelError(

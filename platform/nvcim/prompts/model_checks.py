@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from nvcim.errors import ModelError
@@ -38,8 +39,8 @@ def check_model(name: str, model: Any) -> None:
     """Refuse a model in eval mode that cannot read virtual tokens, or that reads backwards.
 
     Raises:
-        ModelError: a forward pass without `inputs_embeds` or `attention_mask`, hidden states of another width than
-            the embeddings without a map between them, or logits that depend on later tokens.
+        ModelError: a forward pass without `inputs_embeds` or `attention_mask`, or one that fails, hidden states of
+            another width than the embeddings without a map between them, or logits that depend on later tokens.
     """
     kind = model.config.model_type
     absent = {"inputs_embeds", "attention_mask"} - set(inspect.signature(model.forward).parameters)
@@ -54,7 +55,7 @@ def check_model(name: str, model: Any) -> None:
             f"model '{name}' ({kind}) has embeddings {width} wide and hidden states {hidden} wide, "
             "and no map of its own from these to those"
         )
-    if _looks_ahead(model):
+    if _looks_ahead(name, model):
         raise ModelError(
             f"model '{name}' ({kind}) is an encoder without a causal head: its logits depend on later tokens"
         )
@@ -64,13 +65,24 @@ def check_generation(name: str, model: Any) -> None:
     """Refuse a model that transformers' own loop cannot start on virtual tokens.
 
     Raises:
-        ModelError: OpenAI's first GPT, for example, which keeps no state and takes no embeddings there.
+        ModelError: OpenAI's first GPT, for example, which keeps no state and takes no embeddings there; a model whose
+            own code fails at it.
     """
+    kind, embed = model.config.model_type, model.get_input_embeddings()
     if "inputs_embeds" not in inspect.signature(model.prepare_inputs_for_generation).parameters:
         raise ModelError(
-            f"model '{name}' ({model.config.model_type}) cannot answer behind virtual tokens: "
+            f"model '{name}' ({kind}) cannot answer behind virtual tokens: "
             "transformers' generate takes no embeddings for it"
         )
+    ids = torch.arange(2, device=embed.weight.device)[None]
+    try:
+        model.generate(
+            inputs_embeds=embed(ids), attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False
+        )
+    except Exception as error:  # whatever a model's own code raises
+        raise ModelError(
+            f"model '{name}' ({kind}) cannot answer behind virtual tokens: {_first_line(error)}"
+        ) from error
 
 
 def narrowing(model: Any) -> Any:
@@ -78,22 +90,48 @@ def narrowing(model: Any) -> Any:
     return getattr(model.get_decoder(), "project_out", None)
 
 
-@torch.no_grad()
-def ignores_mask(model: Any) -> bool:
-    """Whether a masked token is read all the same (RWKV): then it may stand before no text as padding."""
-    ids = torch.arange(4, device=model.get_input_embeddings().weight.device)[None]
-    mask = torch.ones_like(ids)
-    padded = mask.clone()
-    padded[:, :2] = 0
-    whole, rest = (model(input_ids=ids, attention_mask=given).logits[0, -1] for given in (mask, padded))
-    return torch.equal(whole, rest)  # the same sums in the same order, where nothing is masked
+def can_pad(name: str, model: Any) -> bool:
+    """Whether masked tokens before a text leave its logits as they are, so that unequal texts may share a batch.
+
+    Recurrent models may read them all the same (RWKV); learned positions may count them (BART's decoder).
+
+    Raises:
+        ModelError: a forward pass on embeddings, as virtual tokens need it, fails.
+    """
+    ids = torch.arange(4)[None]
+    alone = _logits(name, model, ids[:, 2:], torch.tensor([[1, 1]]), torch.tensor([[0, 1]]))
+    padded = _logits(name, model, ids, torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 0, 0, 1]]))[:, 2:]
+    return bool((alone - padded).abs().max() <= _tolerance(model, 1e-4) * alone.abs().max())
 
 
-@torch.no_grad()
-def _looks_ahead(model: Any) -> bool:
+def _looks_ahead(name: str, model: Any) -> bool:
     """Whether the first token's logits change with the second token: then there is no causal head."""
-    ids = torch.tensor([[0, 1], [0, 2]], device=model.get_input_embeddings().weight.device)
-    first, other = model(input_ids=ids).logits[:, 0].float()
+    ids, seen, positions = torch.tensor([[0, 1], [0, 2]]), torch.ones(2, 2), torch.tensor([[0, 1]] * 2)
+    first, other = _logits(name, model, ids, seen.long(), positions)[:, 0]
     # Of a causal model they are the same sums, equal but for how a library may order them.
-    tolerance = 1e-5 if model.dtype == torch.float32 else 1e-2
-    return bool((first - other).abs().max() > tolerance * first.abs().max())
+    return bool((first - other).abs().max() > _tolerance(model, 1e-5) * first.abs().max())
+
+
+def _tolerance(model: Any, single: float) -> float:
+    return single if model.dtype == torch.float32 else 2e-2
+
+
+@torch.no_grad()
+def _logits(name: str, model: Any, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    """Float32 logits [texts, length, words] of ids [texts, length], read as virtual tokens are: as embeddings."""
+    embed, kind = model.get_input_embeddings(), model.config.model_type
+    ids, mask, positions = (one.to(embed.weight.device) for one in (ids, mask, positions))
+    try:
+        given = {"attention_mask": mask, "position_ids": positions, "use_cache": False}
+        logits: Tensor = model(inputs_embeds=embed(ids), **given).logits
+    except Exception as error:  # whatever a model's own code raises
+        raise ModelError(
+            f"model '{name}' ({kind}) cannot be run as a causal LM on embeddings: {_first_line(error)}"
+        ) from error
+    if logits.dim() != 3 or logits.shape[:2] != ids.shape:
+        raise ModelError(f"model '{name}' ({kind}) gives no logits for each position of a text")
+    return logits.float()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

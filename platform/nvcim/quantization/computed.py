@@ -60,6 +60,11 @@ def computed_weight(layer: nn.Module) -> Tensor:
     return weight
 
 
+def computes_weight(hook: object) -> bool:
+    """Whether a forward pre-hook is one of torch.nn.utils that compute a weight."""
+    return isinstance(hook, _KNOWN)
+
+
 def what_computes(layer: nn.Module, name: str = "weight") -> tuple[str, str] | None:
     """What computes a layer's tensor in a forward pre-hook, and what ends that; None where nothing known does."""
     for hook in layer._forward_pre_hooks.values():
