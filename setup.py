@@ -62,8 +62,9 @@ class build_kernels(build_ext):
     """Extensions that are no Python modules: named without Python's suffix, objects of each in a folder of its own."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """The library's path below the packages' root."""
-        return fullname.replace(".", "/") + ".so"
+        """The library's path below the packages' root; with a dot in its name nobody takes it for a module."""
+        kernel, _, isa = fullname.rpartition("_")
+        return f"{kernel.replace('.', '/')}.{isa}.so"
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link one library."""

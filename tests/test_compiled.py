@@ -16,7 +16,7 @@ from nvcim.errors import ConfigError
 PACKAGE = Path(compiled.__file__).parent
 SOURCES = [PACKAGE / "crossbar" / "kernel.cpp", PACKAGE / "prompts" / "frozen_kernel.cpp"]
 needs_library = pytest.mark.skipif(
-    instruction_set() is None or not list(PACKAGE.glob("crossbar/kernel_*.so")),
+    instruction_set() is None or not list(PACKAGE.glob("crossbar/kernel.*.so")),
     reason="the package was built without a compiler, or for a processor without AVX2 or NEON",
 )
 
@@ -71,13 +71,13 @@ def test_a_processor_without_a_kernel_is_named(
 
 def test_a_library_that_was_not_built_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     isa = instruction_set()
-    why = f"adding_{isa}.so was not built" if isa else "there is none for"
+    why = f"adding.{isa}.so was not built" if isa else "there is none for"
     assert_lacking(load(tmp_path / "adding.cpp"), why, caplog)
 
 
 @needs_library
 def test_a_library_of_older_sources_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    library = f"kernel_{instruction_set()}.so"
+    library = f"kernel.{instruction_set()}.so"
     shutil.copy(PACKAGE / "crossbar" / library, tmp_path / library)
     assert load(tmp_path / "kernel.cpp").library is not None  # installed without sources
     (tmp_path / "kernel.cpp").write_text("another source", encoding="utf-8")
@@ -88,8 +88,8 @@ def test_a_library_that_does_not_load_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(compiled, "instruction_set", lambda: "avx2")
-    (tmp_path / "adding_avx2.so").write_bytes(b"no library")
-    assert_lacking(load(tmp_path / "adding.cpp"), "adding_avx2.so", caplog)
+    (tmp_path / "adding.avx2.so").write_bytes(b"no library")
+    assert_lacking(load(tmp_path / "adding.cpp"), "adding.avx2.so", caplog)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no compiler to make a library with")
@@ -97,9 +97,9 @@ def test_a_library_of_another_kind_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(compiled, "instruction_set", lambda: "avx2")
-    command = ["gcc", "-shared", "-xc", os.devnull, "-o", str(tmp_path / "adding_avx2.so")]
+    command = ["gcc", "-shared", "-xc", os.devnull, "-o", str(tmp_path / "adding.avx2.so")]
     subprocess.run(command, check=True)
-    assert_lacking(load(tmp_path / "adding.cpp"), "adding_avx2.so is no kernel of this package", caplog)
+    assert_lacking(load(tmp_path / "adding.cpp"), "adding.avx2.so is no kernel of this package", caplog)
 
 
 def test_an_unknown_choice_of_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

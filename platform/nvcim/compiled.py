@@ -72,7 +72,7 @@ def _library(source: Path, isa: str | None) -> ctypes.CDLL:
     if isa is None:
         what = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
         raise OSError(f"there is none for {what}; there are AVX2, AVX512 and NEON")
-    path = source.with_name(f"{source.stem}_{isa}.so")
+    path = source.with_name(f"{source.stem}.{isa}.so")
     if not path.exists():
         raise OSError(f"{path.name} was not built; installing the package where there is GCC builds it")
     library = ctypes.CDLL(str(path))

@@ -163,7 +163,7 @@ def test_without_a_library_crossbars_run_in_plain_torch(
     monkeypatch.setattr("nvcim.compiled.instruction_set", lambda: "mips")
     library, status = kernel._load.__wrapped__()
     assert library is None
-    assert status.startswith("plain torch, slower (no compiled kernel: kernel_mips.so was not built")
+    assert status.startswith("plain torch, slower (no compiled kernel: kernel.mips.so was not built")
     assert f"crossbars run in {status}" in caplog.text
 
 

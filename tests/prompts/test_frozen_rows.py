@@ -57,7 +57,7 @@ def test_without_a_library_prompts_are_tuned_through_the_models_own_pass(
     library, status = frozen_kernel._load.__wrapped__()
     assert library is None
     assert status.startswith(
-        "the model's own forward pass, slower (no compiled kernel: frozen_kernel_mips.so"
+        "the model's own forward pass, slower (no compiled kernel: frozen_kernel.mips.so"
     )
     assert f"prompts are tuned through {status}" in caplog.text
 
