@@ -183,7 +183,9 @@ def test_devices_with_known_ageing_age_without_a_warning() -> None:
     for config in (pcm(), CrossbarConfig(device="RRAM_Wan2022")):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            Crossbar.program(torch.ones(3, 3), config, generator()).age(1.0)
+            crossbar = Crossbar.program(torch.ones(3, 3), config, generator())
+            crossbar.age(1.0)
+        assert crossbar.clock_s == 1.0
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
